@@ -1,0 +1,185 @@
+"""What the tests share: a directory of their own, the runner as a real process, waiting with a deadline."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+from pathlib import Path
+from typing import Any, Callable, Optional
+
+TESTS = Path(__file__).resolve().parent
+ROOT = TESTS.parent
+RUNNER = ROOT / "run_experiments.py"
+CHILD_TOOLS = """
+import os, signal, sys, time
+
+def await_file(path):
+    while not os.path.exists(path):
+        time.sleep(0.01)
+
+def note_pid():
+    with open("pids", "a") as file:
+        file.write(f"{os.getpid()}\\n")
+
+def live_on():
+    while True:
+        time.sleep(60)
+
+def fork_off(what, *args):
+    if not os.fork():
+        try:
+            what(*args)
+        finally:
+            os._exit(0)
+"""  # what a config's code may begin with
+PATIENCE = 60.0  # seconds: how long a test waits for what must come; never how long something may take
+
+
+def wait_for(condition: Callable[[], Any], what: str) -> Any:
+    """Wait until the condition is true and return its value; fail the test when patience ends."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited in vain for {what}")
+        time.sleep(0.01)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process lives; a zombie that nobody has reaped yet does not."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    return not Path("/proc/self").exists()
+
+
+class RunnerCase(unittest.TestCase):
+    """Each test has a directory of its own, in which the runner works; configs hold the code that `child.py` runs."""
+
+    def setUp(self) -> None:
+        self.dir = Path(tempfile.mkdtemp(prefix="run_experiments_test_"))
+        self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
+        (self.dir / "train_run.py").write_bytes((TESTS / "child.py").read_bytes())
+        self.runners: list[subprocess.Popen[str]] = []
+        self.addCleanup(self.end_runners)
+
+    def end_runners(self) -> None:
+        for each in self.runners:
+            if each.poll() is None:
+                each.send_signal(signal.SIGINT)
+                try:
+                    each.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    each.kill()
+            each.communicate()
+
+    def config(self, name: str, code: str = "") -> Path:
+        """A config file `name`.py whose code is the training."""
+        path = self.dir / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(code, encoding="utf-8")
+        return path
+
+    def start(self, *args: Any, **options: Any) -> subprocess.Popen[str]:
+        """The runner as a process, its output captured; keyword arguments are Popen's."""
+        options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": self.dir, **options}
+        process = subprocess.Popen([sys.executable, str(RUNNER), *map(str, args)], **options)
+        self.runners.append(process)
+        return process
+
+    def run_runner(self, *args: Any, expect: Optional[int] = None, **options: Any) -> subprocess.CompletedProcess[str]:
+        """The runner from start to end; with `expect`, its exit code is checked."""
+        process = self.start(*args, **options)
+        out, err = process.communicate(timeout=4 * PATIENCE)
+        if expect is not None:
+            self.assertEqual(process.returncode, expect, f"stdout:\n{out}\nstderr:\n{err}")
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def batch(self) -> Path:
+        """The newest batch."""
+        return (self.dir / "experiments" / "latest").resolve(strict=True)
+
+    def summary(self) -> dict[str, Any]:
+        return self.json(self.batch() / "experiment_summary.json")
+
+    def result(self, name: str) -> dict[str, Any]:
+        return self.json(self.batch() / name / "experiment_result.json")
+
+    def json(self, path: Path) -> dict[str, Any]:
+        """A JSON object, read as strictly as other languages' parsers do."""
+
+        def refuse(text: str) -> None:
+            raise AssertionError(f"{path} holds {text}, which is not JSON")
+
+        value = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+        assert isinstance(value, dict)
+        return value
+
+    def log(self, name: str, stream: str = "stdout") -> bytes:
+        """A log's bytes so far; empty where there is none yet."""
+        with contextlib.suppress(OSError):
+            return (self.batch() / name / f"{stream}.log").read_bytes()
+        return b""
+
+    def wait_for_line(self, name: str, line: bytes, stream: str = "stdout") -> None:
+        wait_for(lambda: line in self.log(name, stream), f"{line!r} in {name}/{stream}.log")
+
+    def go(self, name: str) -> None:
+        """Make the file that a child awaits."""
+        (self.dir / name).touch()
+
+    def pids(self, count: int) -> list[int]:
+        """The processes that have noted their pid, once there are so many."""
+
+        def noted() -> list[int]:
+            with contextlib.suppress(FileNotFoundError):
+                return [int(line) for line in (self.dir / "pids").read_text().split("\n")[:-1]]
+            return []
+
+        wait_for(lambda: len(noted()) >= count, f"{count} processes of the training")
+        return noted()
+
+    def master_log(self) -> str:
+        with contextlib.suppress(OSError):
+            return (self.batch() / "master_log.txt").read_text(encoding="utf-8")
+        return ""
+
+    def wait_for_event(self, pattern: str) -> None:
+        """Wait until the master log of the newest batch tells of it."""
+        wait_for(lambda: re.search(pattern, self.master_log()), f"{pattern!r} in the master log")
+
+    def ended(self, process: subprocess.Popen[str], expect: Optional[int] = None) -> str:
+        """Wait until the runner ends by itself; returns what it printed."""
+        out, err = process.communicate(timeout=4 * PATIENCE)
+        if expect is not None:
+            self.assertEqual(process.returncode, expect, f"stdout:\n{out}\nstderr:\n{err}")
+        return str(out or "")
+
+    def assert_nothing_runs(self) -> None:
+        """No process works in the test's directory any more (a zombie does not work)."""
+        wait_for(lambda: not working_in(self.dir), f"the end of {working_in(self.dir)}")
+
+
+def working_in(folder: Path) -> list[int]:
+    """The processes whose working directory this is, as far as /proc knows; the caller excepted."""
+    found, real = [], os.path.realpath(folder)
+    for each in Path("/proc").glob("[0-9]*"):
+        pid = int(each.name)
+        with contextlib.suppress(OSError):
+            if pid != os.getpid() and os.readlink(each / "cwd") == real and is_running(pid):
+                found.append(pid)
+    return found

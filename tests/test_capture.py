@@ -1,0 +1,313 @@
+"""What a training prints: every byte in its log, every line in combined.log, as it comes; and what its lines tell."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+import unittest
+from pathlib import Path
+
+from tests.support import CHILD_TOOLS, RunnerCase, wait_for
+
+STAMP = re.compile(rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) \[(STDOUT|STDERR)\] ")
+ECHO = """
+def print_and_wait(data):
+    # until the runner has written it, so that what follows is a block of its own
+    log = os.path.join(out_dir, "stdout.log")
+    size = os.path.getsize(log) + len(data)
+    os.write(1, data)
+    while os.path.getsize(log) < size:
+        time.sleep(0.001)
+"""
+
+
+def as_lines(data: bytes) -> list[bytes]:
+    """What combined.log owes of a stream: \\n, \\r and \\r\\n end a line, and so does the end."""
+    lines = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n").split(b"\n")
+    return lines if lines[-1] else lines[:-1]
+
+
+class CaptureCase(RunnerCase):
+    def combined(self, name: str) -> dict[bytes, list[bytes]]:
+        """The lines of combined.log by stream; each must be stamped with a time and end."""
+        data = self.log(name, "combined")
+        lines = data.split(b"\n")
+        self.assertEqual(lines.pop(), b"", "the last line has no end")
+        found: dict[bytes, list[bytes]] = {b"STDOUT": [], b"STDERR": []}
+        for line in lines:
+            match = STAMP.match(line)
+            assert match, f"not stamped: {line[:80]!r}"
+            time.strptime(match[1][:-4].decode(), "%Y-%m-%d %H:%M:%S")
+            found[match[2]].append(line[match.end() :])
+        return found
+
+    def capture(self, name: str, code: str) -> None:
+        self.config(name, CHILD_TOOLS + ECHO + code)
+        self.run_runner("--configs", f"{name}.py", expect=0)
+
+
+class BytesTest(CaptureCase):
+    def test_random_bytes_of_both_streams_at_once_are_kept_and_no_line_is_torn_or_lost(self) -> None:
+        self.capture(
+            "noise",
+            """
+import random, threading
+
+def write(descriptor):
+    chance = random.Random(descriptor)
+    for size in (1 << 20, 1, 7, 1 << 20, 3000, 65536, 65537, 1 << 20, 13):
+        data = chance.randbytes(size)
+        while data:
+            data = data[os.write(descriptor, data):]
+
+other = threading.Thread(target=write, args=(2,))
+other.start()
+write(1)
+other.join()
+""",
+        )
+        for stream, descriptor in (("stdout", 1), ("stderr", 2)):
+            chance = random.Random(descriptor)
+            sizes = (1 << 20, 1, 7, 1 << 20, 3000, 65536, 65537, 1 << 20, 13)
+            data = b"".join(chance.randbytes(size) for size in sizes)
+            self.assertTrue(self.log("noise", stream) == data, f"{stream}.log differs")
+            lines = self.combined("noise")[stream.upper().encode()]
+            self.assertTrue(lines == as_lines(data), f"the lines of {stream} differ in combined.log")
+        self.assertIs(self.result("noise")["log_complete"], True)
+
+    def test_nuls_invalid_utf_8_and_an_end_without_newline_are_kept(self) -> None:
+        out, err = b"\0" * (1 << 20) + b"\xff\xfe\xc3(\n\0end", b"\x80\n\n\xed\xa0\x80"
+        self.capture("odd", f"os.write(2, {err!r})\nsys.stdout.buffer.write(bytes(1 << 20) + {out[1 << 20 :]!r})")
+        self.assertTrue(self.log("odd") == out, "stdout.log differs")
+        self.assertEqual(self.log("odd", "stderr"), err)
+        combined = self.combined("odd")
+        self.assertEqual(combined[b"STDERR"], [b"\x80", b"", b"\xed\xa0\x80"])
+        self.assertEqual(combined[b"STDOUT"][-1], b"\0end")
+        self.assertTrue(b"".join(combined[b"STDOUT"]) == out.replace(b"\n", b""), "combined.log lost a byte")
+
+    def test_a_flood_of_single_lines_is_kept_in_order(self) -> None:
+        self.capture("flood", "for number in range(20000):\n    os.write(1 + number % 2, b'line %d\\n' % number)")
+        combined = self.combined("flood")
+        for remainder, stream in enumerate((b"STDOUT", b"STDERR")):
+            expected = [b"line %d" % number for number in range(remainder, 20000, 2)]
+            self.assertTrue(combined[stream] == expected, f"the lines of {stream!r} differ")
+        self.assertEqual(self.log("flood").count(b"\n"), 10000)
+
+    @unittest.skipUnless(Path("/proc/self/status").exists(), "the peak memory of a process is read from /proc")
+    def test_a_line_of_100_mb_is_kept_at_flat_memory(self) -> None:
+        self.config(
+            "long",
+            CHILD_TOOLS
+            + """
+block = b"0123456789abcdef" * (1 << 16)
+for _ in range(100):
+    sys.stdout.buffer.write(block)
+sys.stdout.buffer.flush()
+sys.stderr.write("written")
+await_file("go")
+""",
+        )
+        runner = self.start("--configs", "long.py")
+        self.wait_for_line("long", b"written", "stderr")
+        stdout, combined = (self.batch() / "long" / f"{name}.log" for name in ("stdout", "combined"))
+        wait_for(lambda: stdout.stat().st_size == 100 << 20, "all of the line in stdout.log")
+        status = Path(f"/proc/{runner.pid}/status").read_text()
+        self.go("go")
+        self.ended(runner, 0)
+        peak = re.search(r"VmHWM:\s+(\d+) kB", status)
+        assert peak, status
+        self.assertLess(int(peak[1]), 40 << 10)
+        with open(stdout, "rb") as file:
+            for _ in range(100):
+                self.assertTrue(file.read(1 << 20) == b"0123456789abcdef" * (1 << 16), "stdout.log differs")
+        self.assertGreater(combined.stat().st_size, 100 << 20)
+
+
+class LinesTest(CaptureCase):
+    def test_carriage_returns_end_lines_once_even_when_their_newline_comes_in_another_write(self) -> None:
+        self.capture(
+            "bar",
+            r"""
+print_and_wait(b"10%\r20%\r")
+print_and_wait(b"30%\r\n")
+print_and_wait(b"split\r")
+print_and_wait(b"\n")
+print_and_wait(b"\n")
+print_and_wait(b"after\r")
+print_and_wait(b"two")
+print_and_wait(b" parts\r")
+print_and_wait(b"\r\nend\r")
+""",
+        )
+        expected = [b"10%", b"20%", b"30%", b"split", b"", b"after", b"two parts", b"", b"end"]
+        self.assertEqual(self.combined("bar")[b"STDOUT"], expected)
+        self.assertEqual(self.log("bar"), b"10%\r20%\r30%\r\nsplit\r\n\nafter\rtwo parts\r\r\nend\r")
+
+    def test_a_line_is_in_both_logs_while_the_training_runs_without_a_flush_of_its_own(self) -> None:
+        self.config("live", CHILD_TOOLS + "print('hello')\nprint('trouble', file=sys.stderr)\nawait_file('go')")
+        runner = self.start("--configs", "live.py")
+        self.wait_for_line("live", b"hello\n")
+        self.wait_for_line("live", b"trouble\n", "stderr")
+        self.wait_for_line("live", b"[STDOUT] hello\n", "combined")
+        self.wait_for_line("live", b"[STDERR] trouble\n", "combined")
+        self.assertIsNone(runner.poll())
+        self.go("go")
+        self.ended(runner, 0)
+
+    def test_a_partial_line_is_in_stdout_log_at_once_and_in_combined_log_when_it_ends(self) -> None:
+        self.config(
+            "partial",
+            CHILD_TOOLS
+            + """
+sys.stderr.write("first\\n")
+sys.stdout.write("loading ...")
+await_file("go")
+sys.stdout.write(" done\\nand")
+await_file("end")
+""",
+        )
+        runner = self.start("--configs", "partial.py")
+        self.wait_for_line("partial", b"loading ...")
+        self.wait_for_line("partial", b"first\n", "combined")
+        self.assertNotIn(b"loading", self.log("partial", "combined"))
+        self.go("go")
+        self.wait_for_line("partial", b"[STDOUT] loading ... done\n", "combined")
+        self.wait_for_line("partial", b"and")
+        self.assertIsNone(runner.poll())
+        self.go("end")
+        self.ended(runner, 0)
+        self.assertEqual(self.combined("partial")[b"STDOUT"], [b"loading ... done", b"and"])
+
+    def test_the_streams_are_pipes_of_a_session_of_its_own_and_stdin_is_empty(self) -> None:
+        self.capture("place", "print([sys.stdin.read(), os.getsid(0) == os.getpid(), os.isatty(1), os.getcwd()])")
+        self.assertEqual(self.log("place").decode(), f"{['', True, False, str(self.dir.resolve())]}\n")
+
+
+class EndOfStreamTest(CaptureCase):
+    def test_a_training_that_closes_its_stdout_goes_on(self) -> None:
+        self.config(
+            "closed",
+            CHILD_TOOLS
+            + """
+print("last words")
+os.close(1)
+await_file("go")
+os.write(2, b"still here\\n")
+await_file("end")
+os._exit(3)
+""",
+        )
+        runner = self.start("--configs", "closed.py")
+        self.wait_for_line("closed", b"[STDOUT] last words\n", "combined")
+        self.go("go")
+        self.wait_for_line("closed", b"[STDERR] still here\n", "combined")
+        self.assertIsNone(runner.poll())
+        self.go("end")
+        self.ended(runner, 1)
+        self.assertEqual(self.result("closed")["return_code"], 3)
+        self.assertIs(self.result("closed")["log_complete"], True)
+
+    def test_what_a_child_of_the_training_prints_right_after_the_training_has_ended_is_kept(self) -> None:
+        self.capture(
+            "parent",
+            """
+def print_late():
+    parent = os.getppid()
+    os.write(1, b"early\\n")
+    open("printing", "w").close()
+    while os.getppid() == parent:
+        time.sleep(0.001)
+    for number in range(100):
+        os.write(1 + number % 2, b"late %d\\n" % number)
+        time.sleep(0.001)
+    os.write(1, b"the end")
+
+fork_off(print_late)
+await_file("printing")
+""",
+        )
+        even = b"".join(b"late %d\n" % number for number in range(0, 100, 2))
+        self.assertEqual(self.log("parent"), b"early\n" + even + b"the end")
+        self.assertEqual(self.log("parent", "stderr").count(b"\n"), 50)
+        self.assertEqual(self.combined("parent")[b"STDOUT"][-1], b"the end")
+        self.assertEqual(self.result("parent")["status"], "completed")
+
+
+class MetricsTest(CaptureCase):
+    def metrics(self, name: str) -> list[object]:
+        metrics = self.result(name)["metrics"]
+        return [metrics[key] for key in ("step", "train_loss", "val_loss", "best_val_loss", "best_step")]
+
+    def test_evaluations_are_in_the_master_log_while_the_training_runs(self) -> None:
+        self.config(
+            "live",
+            CHILD_TOOLS
+            + """
+print("step 0: train loss 4.1, val loss 4.2")
+await_file("go")
+print("step 250: train loss 1.9, val loss 2.0")
+""",
+        )
+        runner = self.start("--configs", "live.py")
+        self.wait_for_event("live: step 0: train loss 4.1, val loss 4.2")
+        self.assertIsNone(runner.poll())
+        self.assertNotIn("step 250", self.master_log())
+        self.go("go")
+        self.ended(runner, 0)
+        self.assertIn("live: step 250: train loss 1.9, val loss 2.0", self.master_log())
+
+    def test_metrics_are_the_last_step_the_last_losses_and_the_best(self) -> None:
+        step, iteration = "step {}: train loss {}, val loss {}", "iter {}: loss {}, time 5.1ms, mfu 1.2%"
+        cases: dict[str, tuple[list[str], list[object]]] = {
+            "nothing": (["hello"], [None, None, None, None, None]),
+            "evaluations": (
+                [step.format(0, 4.0, 4.5), step.format(250, 1.5, 2.0), step.format(500, 1.0, 2.5)],
+                [500, 1.0, 2.5, 2.0, 250],
+            ),
+            "iterations": (
+                [step.format(10, 3.0, 3.5), iteration.format(10, 2.75), iteration.format(20, 2.5)],
+                [20, 2.5, 3.5, 3.5, 10],
+            ),
+            "small": ([step.format(7, "1e-05", "-1.5e+2")], [7, 1e-5, -150.0, -150.0, 7]),
+            "not_a_number": ([step.format(10, 1.0, 2.0), step.format(20, "nan", "nan")], [20, "nan", "nan", 2.0, 10]),
+            "endless": ([step.format(10, "inf", "inf")], [10, "inf", "inf", None, None]),
+            "diverged": ([step.format(10, 1.0, 2.0), iteration.format(20, "nan")], [20, "nan", 2.0, 2.0, 10]),
+            "stderr": (["import sys; sys.stderr.write('step 5: train loss 1.0, val loss 1.0\\n')"], [None] * 5),
+            "source": (
+                [
+                    "        print(f\"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}\")",
+                    '        print(f"iter {iter_num}: loss {lossf:.4f}, time {dt*1000:.2f}ms, mfu {running_mfu*100:.2f}%")',
+                ],
+                [None] * 5,
+            ),
+            "source_first": (
+                ["print(f'step {iter_num}: train loss {losses}')", iteration.format(30, 1.25), "saved after iter 30"],
+                [30, 1.25, None, None, None],
+            ),
+        }
+        for name, (lines, _) in cases.items():
+            code = "\n".join(f"print({line!r})" for line in lines)
+            self.config(name, lines[0] if name == "stderr" else code)
+        self.run_runner("--configs", *(f"{name}.py" for name in cases), "--jobs", 3, expect=0)
+        for name, (_, expected) in cases.items():
+            with self.subTest(name):
+                self.assertEqual(self.metrics(name), expected)
+                self.assertEqual(self.result(name)["status"], "completed")
+
+    def test_lines_of_one_write_count_like_lines_of_many(self) -> None:
+        lines = "iter 9: loss 3.5, time 1ms\nstep 10: train loss 2.5, val loss 3.0\niter 11: loss 2.0, time 1ms\n"
+        self.capture("bulk", f"os.write(1, {(lines + 'the next iter starts' + chr(10)).encode()!r})")
+        self.assertEqual(self.metrics("bulk"), [11, 2.0, 3.0, 3.0, 10])
+
+    def test_an_evaluation_that_comes_in_two_writes_counts(self) -> None:
+        self.capture("halves", 'print_and_wait(b"step 10: train loss 2.5, val lo")\nprint_and_wait(b"ss 3.25")\n')
+        self.assertEqual(self.metrics("halves"), [10, 2.5, 3.25, 3.25, 10])
+
+    def test_a_loss_that_is_not_finite_is_said_by_console_master_log_and_summary_though_the_run_completed(self) -> None:
+        self.config("wild", "print('step 5: train loss 2.0, val loss nan')")
+        done = self.run_runner("--configs", "wild.py", expect=0)
+        result = self.summary()["results"]["wild"]
+        self.assertEqual((result["status"], result["metrics"]["val_loss"]), ("completed", "nan"))
+        for text in (done.stdout, self.master_log(), result["hint"]):
+            self.assertIn("not finite", text)

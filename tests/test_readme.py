@@ -1,0 +1,145 @@
+"""The README: its commands work as written, and no option and no key is missing from it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from collections.abc import Iterable
+from pathlib import Path
+
+import run_experiments as runner
+from tests.support import PATIENCE, ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+THIS_RUN = "python3 -m unittest"  # the one command that can't be run here: it is what runs this test
+NOT_OURS = (".*", "__pycache__", "*.egg-info", "build", "experiments", "quick_test")  # what a clone doesn't have
+
+
+def blocks(language: str) -> list[str]:
+    """The code blocks of a language, in their order."""
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```$", README)
+
+
+def named() -> set[str]:
+    """The words that stand in inline code."""
+    text = re.sub(r"(?ms)^```.*?^```$", "", README)
+    return {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"(?:--)?\w+", code)}
+
+
+class CommandTest(unittest.TestCase):
+    """The commands run one block after another in one copy of the repository, as somebody pastes them."""
+
+    directory: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.directory = Path(tempfile.mkdtemp(prefix="run_experiments_test_"))
+        cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
+        shutil.copytree(ROOT, cls.directory / "clone", ignore=shutil.ignore_patterns(*NOT_OURS))
+        python = cls.directory / "bin" / "python3"  # the one that runs this test
+        python.parent.mkdir()
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        python.chmod(0o755)
+
+    def run_block(self, block: str) -> None:
+        path = f"{self.directory / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", block],
+            cwd=self.directory / "clone",
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=4 * PATIENCE,
+        )
+        self.assertEqual(done.returncode, 0, f"{block}\n{done.stdout}")
+        self.assertNotRegex(done.stdout, "Traceback|command not found")
+
+    @unittest.skipUnless(shutil.which("bash"), "bash is missing")
+    def test_every_command_works_as_written(self) -> None:
+        commands = blocks("bash")
+        self.assertEqual(commands.count(f"{THIS_RUN}\n"), 1)
+        self.assertGreater(len(commands), 8)
+        for block in commands:
+            with self.subTest(block=block):
+                if "jq " in block and not shutil.which("jq"):
+                    self.skipTest("jq is missing")
+                if block != f"{THIS_RUN}\n":
+                    self.run_block(block)
+
+    def test_the_first_screen_has_the_two_commands(self) -> None:
+        first = README.splitlines()[:45]
+        self.assertTrue([line for line in first if line.startswith("python3 run_experiments.py --configs ")])
+        self.assertIn(THIS_RUN, first)
+        self.assertTrue([line for line in first if "experiment_summary.json" in line])
+
+    def test_commands_that_are_not_run_are_valid_shell(self) -> None:
+        for block in blocks("sh"):
+            with self.subTest(block=block):
+                done = subprocess.run(["bash", "-n", "-c", block], capture_output=True, text=True)
+                self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+
+class CompleteTest(unittest.TestCase):
+    def assert_all_named(self, words: Iterable[str]) -> None:
+        self.assertEqual(set(words) - named(), set(), "not in README.md")
+
+    def test_every_option_is_named(self) -> None:
+        options = [option for action in runner.build_parser()._actions for option in action.option_strings]
+        self.assertIn("--configs", options)
+        self.assert_all_named(option for option in options if option.startswith("--"))
+
+    def test_no_option_is_named_that_does_not_exist(self) -> None:
+        known = {option for action in runner.build_parser()._actions for option in action.option_strings}
+        rows = re.findall(r"(?m)^\| `(--\w+)", README[README.index("\n## Options") : README.index("\n## Settings")])
+        self.assertEqual(set(rows) - known, {"--any_setting"})
+
+    def test_every_status_and_every_exit_code_is_named(self) -> None:
+        self.assert_all_named([*runner.COUNTS, *runner.COUNTS.values()])
+        for code in ("0", "1", "2", "75", "128+N"):
+            self.assertIn(f"\n| {code} | ", README)
+
+    def test_every_key_of_a_result_is_named(self) -> None:
+        self.assert_all_named(item.name for item in dataclasses.fields(runner.Result))
+        self.assert_all_named(item.name for item in dataclasses.fields(runner.Metrics))
+
+    def test_every_key_of_real_files_is_named(self) -> None:
+        with tempfile.TemporaryDirectory(prefix="run_experiments_test_") as name:
+            folder = Path(name)
+            for each in ("train_run.py", "configurator.py"):
+                shutil.copy(ROOT / "tests" / each, folder)
+            (folder / "easy.py").write_text("max_iters = 2\neval_iters = 1\n")
+            command = [sys.executable, str(ROOT / "run_experiments.py")]
+            for arguments in (["--configs", "easy.py", "--device", "cuda"], ["--resume", "--device", "cpu"]):
+                subprocess.run([*command, *arguments], cwd=folder, capture_output=True, timeout=4 * PATIENCE)
+            status = subprocess.run([*command, "--status", "--json"], cwd=folder, capture_output=True, check=True)
+            batch = folder / "experiments" / "latest"
+            summary = json.loads((batch / "experiment_summary.json").read_bytes())
+            result = json.loads((batch / "easy" / "experiment_result.json").read_bytes())
+            metadata = json.loads((batch / "easy" / "experiment_metadata.json").read_bytes())
+        self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
+        shown = json.loads(status.stdout)
+        for value in (summary, *summary["resumes"], result, *result["attempt_history"], metadata, shown):
+            self.assert_all_named(value)
+        self.assert_all_named(shown["experiments"][0])
+
+    def test_what_it_refers_to_exists(self) -> None:
+        links = set(re.findall(r"\]\(([^)#:]+)\)", README))
+        links |= {f"tests/{name}.py" for name in re.findall(r"`(test_\w+)`", README)}
+        self.assertEqual([each for each in sorted(links) if not (ROOT / each).exists()], [])
+        anchors = {
+            re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)", README)
+        }
+        self.assertLessEqual(set(re.findall(r"\]\(#([^)]*)\)", README)), anchors)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,650 @@
+"""Continuing a batch: what runs again, how, and what is never lost."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import sys
+import unittest
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from tests.support import CHILD_TOOLS, TESTS, RunnerCase, is_running, wait_for
+from tests.test_command_line import Forked
+
+KEPT = "init_from = 'scratch'\nmax_iters = 10\nbatch_size = 8\n"  # a trainer that can continue
+
+
+class ResumeCase(RunnerCase):
+    """A trainer with `init_from` and nanoGPT's configurator, whose configs are still code that runs."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        shutil.copy(TESTS / "configurator.py", self.dir)
+        script = f"import os, sys, time\nout_dir = ''\n{KEPT}exec(open('configurator.py').read())\n"
+        script += "print(f'began {init_from} {batch_size}')\nexec(open('body.py').read())\n"
+        (self.dir / "train_run.py").write_text(script)
+        self.body("")
+
+    def body(self, code: str) -> None:
+        """What every training does from now on."""
+        (self.dir / "body.py").write_text(code)
+
+    def stop_first(self, *args: Any, names: str = "a.py") -> None:
+        """A batch that is interrupted while its first experiment runs, after it wrote ckpt_5.pt."""
+        self.body(CHILD_TOOLS + "open(out_dir + '/ckpt_5.pt', 'w').write('5')\nprint('ready')\nlive_on()")
+        runner = self.start("--configs", *names.split(), *args)
+        self.wait_for_line(names.split()[0][:-3], b"ready\n")
+        runner.send_signal(signal.SIGINT)
+        runner.communicate(timeout=60)
+        self.assertEqual(runner.returncode, 130)
+        self.body("")
+
+    def kill(self, pid: int) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+    def resume(self, *args: Any, expect: int = 0) -> str:
+        done = Forked(self.dir, "--resume", *args).ended()
+        self.assertEqual(done.returncode, expect, f"stdout:\n{done.stdout}\nstderr:\n{done.stderr}")
+        return done.stdout
+
+
+class HowTest(ResumeCase):
+    def test_an_experiment_with_a_checkpoint_continues_and_its_logs_grow(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.stop_first(names="a.py b.py")
+        before = self.log("a")
+        out = self.resume()
+        self.assertRegex(out, r"a: continues from ckpt_5.pt")
+        self.assertTrue(self.log("a").startswith(before))
+        self.assertTrue(self.log("a").endswith(b"began resume 8\n"))
+        self.assertRegex(self.log("a", "combined"), rb"\n\S+ \S+ \[RUNNER\] attempt 2 continues from ckpt_5.pt\n")
+        self.assertTrue((self.batch() / "a" / "ckpt_5.pt").exists())
+        result = self.result("a")
+        self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
+        first = result["attempt_history"][0]
+        self.assertEqual((first["attempt"], first["status"], first["return_code"]), (1, "interrupted", -15))
+        self.assertTrue(first["start_time"] and first["end_time"])
+        self.assertEqual(self.result("b")["attempts"], 1)
+        self.assertEqual(self.summary()["completed"], 2)
+
+    def started_over(self, why: str, *args: Any) -> None:
+        log = self.log("a")
+        self.assertRegex(self.resume(*args), rf"a: starts over: {why}")
+        earlier = self.batch() / "a" / "attempt_1"
+        self.assertEqual((earlier / "stdout.log").read_bytes(), log)
+        self.assertTrue((earlier / "experiment_metadata.json").exists())
+        self.assertTrue((earlier / "experiment_result.json").exists())
+        self.assertFalse((self.batch() / "a" / "ckpt_5.pt").exists())
+        self.assertNotIn(b"ready", self.log("a"))
+        self.assertEqual(self.result("a")["attempts"], 2)
+        self.assertEqual(self.json(self.batch() / "a" / "experiment_metadata.json")["attempt"], 2)
+
+    def test_a_changed_config_starts_over(self) -> None:
+        self.config("a")
+        self.stop_first()
+        self.config("a", "batch_size = 9")
+        self.started_over("the config changed")
+
+    def test_no_checkpoint_starts_over(self) -> None:
+        self.config("a")
+        self.stop_first()
+        (self.batch() / "a" / "ckpt_5.pt").unlink()
+        self.started_over("no checkpoint")
+
+    def test_init_from_scratch_starts_over(self) -> None:
+        self.config("a")
+        self.stop_first()
+        self.started_over("--init_from=scratch", "--init_from", "scratch")
+
+    def test_a_trainer_without_init_from_starts_over(self) -> None:
+        script = self.dir / "train_run.py"
+        script.write_text(script.read_text().replace("init_from = 'scratch'\n", "").replace("{init_from} ", ""))
+        self.config("a")
+        self.stop_first()
+        self.started_over("the trainer has no setting init_from")
+
+    def test_a_config_that_has_gone_is_replaced_by_its_copy_and_that_is_said(self) -> None:
+        self.config("a", "batch_size = 5")
+        self.stop_first()
+        (self.dir / "a.py").unlink()
+        out = self.resume()
+        self.assertRegex(out, r"a: config a.py has gone, its copy is used: \S+/a/config_used.py")
+        self.assertIn(b"began resume 5", self.log("a"))
+
+    def test_options_given_now_are_laid_over_and_recorded(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.stop_first("--max_iters", 20, names="a.py b.py")
+        self.resume("--batch_size", 4)
+        self.assertIn(b"began resume 4", self.log("a"))
+        for name in "ab":
+            self.assertEqual(self.result(name)["overrides"], {"max_iters": 20, "batch_size": 4})
+        self.assertEqual(self.summary()["resumes"][0]["overrides"], {"batch_size": "4"})
+        self.assertEqual(self.summary()["global_overrides"], {"max_iters": 20})
+
+    def test_a_dry_run_tells_what_would_happen_and_changes_nothing(self) -> None:
+        for name in "abc":
+            self.config(name)
+        self.stop_first(names="a.py b.py c.py")
+        before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*")}
+        out = self.resume("--dry_run")
+        self.assertRegex(out, r"(?m)^# a: continues from ckpt_5.pt\n\S+ train_run.py a.py .*--init_from=resume$")
+        self.assertRegex(out, r"(?m)^# b: starts: first attempt\n\S+ train_run.py b.py ")
+        self.assertEqual({path: path.stat().st_mtime_ns for path in self.batch().rglob("*")}, before)
+        self.resume()
+        self.config("c", "batch_size = 1")
+        self.assertEqual(
+            self.resume("--dry_run").splitlines(),
+            ["# c: completed, but its config has changed since: c.py"]
+            + [f"# {name}: completed, left alone" for name in "abc"],
+        )
+
+    def test_a_newest_checkpoint_that_was_cut_off_is_set_aside_and_the_one_before_used(self) -> None:
+        self.config("a")
+        self.stop_first()
+        folder = self.batch() / "a"
+        (folder / "ckpt_9.pt").write_text("")
+        self.body(
+            "newest = max(p for p in os.listdir(out_dir) if p.endswith('.pt'))\n"
+            "assert open(f'{out_dir}/{newest}').read(), 'cut off'\nprint('used', newest)"
+        )
+        out = self.resume()
+        self.assertRegex(out, r"a: failed at once, set aside as perhaps cut off: ckpt_9.pt.set_aside")
+        self.assertRegex(out, r"a: continues from ckpt_5.pt")
+        self.assertIn(b"used ckpt_5.pt\n", self.log("a"))
+        self.assertTrue((folder / "ckpt_9.pt.set_aside").exists())
+        self.assertEqual((self.result("a")["status"], self.result("a")["attempts"]), ("completed", 3))
+
+    def test_a_checkpoint_that_was_not_to_blame_gets_its_name_back(self) -> None:
+        self.config("a")
+        self.stop_first()
+        folder = self.batch() / "a"
+        (folder / "ckpt_9.pt").write_text("good")
+        self.body("sys.exit('no such data')")
+        self.assertRegex(self.resume(expect=1), r"failed without ckpt_9.pt as well")
+        self.assertEqual(sorted(path.name for path in folder.glob("ckpt*")), ["ckpt_5.pt", "ckpt_9.pt"])
+
+    def test_a_lone_checkpoint_that_cannot_be_read_is_set_aside_too(self) -> None:
+        self.config("a")
+        self.stop_first()
+        self.body("if init_from == 'resume': raise EOFError('Ran out of input')")
+        self.resume()
+        self.assertEqual(self.result("a")["status"], "completed")
+        self.assertTrue((self.batch() / "a" / "attempt_2" / "ckpt_5.pt.set_aside").exists())
+
+    def test_a_failed_one_runs_again_and_a_completed_one_does_not(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.body("sys.exit(sys.argv[1] == 'b.py')")
+        self.run_runner("--configs", "a.py", "b.py", expect=1)
+        first = self.result("a")
+        self.body("")
+        self.resume()
+        self.assertEqual(self.result("a"), first)
+        self.assertEqual((self.result("b")["status"], self.result("b")["attempts"]), ("completed", 2))
+
+    def test_resume_works_from_another_directory(self) -> None:
+        self.config("a")
+        self.stop_first()
+        elsewhere = self.dir / "elsewhere"
+        elsewhere.mkdir()
+        self.run_runner("--resume", self.batch(), expect=0, cwd=elsewhere)
+        self.assertEqual(self.result("a")["status"], "completed")
+        self.assertEqual(list(elsewhere.iterdir()), [])
+
+
+class RefusalTest(ResumeCase):
+    def test_a_finished_batch_is_left_alone(self) -> None:
+        self.config("a")
+        self.run_runner("--configs", "a.py", expect=0)
+        before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
+        self.assertIn("nothing to do", self.resume())
+        after = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
+        self.assertEqual(after, before)
+
+    def test_what_is_no_batch_or_damaged_is_a_usage_error_that_names_the_file(self) -> None:
+        self.config("a")
+        self.run_runner("--configs", "a.py", expect=0)
+        summary = self.batch() / "experiment_summary.json"
+        whole = summary.read_text()
+        for text in (
+            whole[:-40],
+            "",
+            "[1]",
+            '"x"',
+            '{"results": []}',
+            '{"results": {"a": 3}}',
+            '{"results": {"../x": {}}}',
+            "[" * 99999,
+        ):
+            with self.subTest(text=text[:20]):
+                summary.write_text(text)
+                for option in ("--resume", "--status", "--report"):
+                    done = Forked(self.dir, option, self.batch()).ended()
+                    self.assertEqual(done.returncode, 2, done)
+                    self.assertRegex(done.stderr, r"^error: summary is damaged: .*experiment_summary.json.*\n$")
+        (self.dir / "empty").mkdir()
+        for place in ("empty", "nowhere", "a.py"):
+            done = self.run_runner("--resume", place, expect=2)
+            self.assertRegex(done.stderr, rf"^error: no batch there: {place}\n$")
+        self.assertEqual(list((self.dir / "empty").iterdir()), [])
+
+    def test_a_missing_summary_is_made_up_for_by_the_experiments_own_files(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.run_runner("--configs", "a.py", expect=0)
+        self.stop_first("--batch_size", 3, names="a.py b.py")
+        (self.batch() / "experiment_summary.json").unlink()
+        self.assertRegex(self.run_runner("--status", expect=0).stdout, r"a +interrupted")
+        self.assertRegex(self.resume(), r"a: continues from ckpt_5.pt")
+        self.assertIn(b"began resume 3", self.log("a"))
+        self.assertEqual(self.summary()["completed"], 1)
+
+    def test_configs_or_a_sweep_beside_resume_are_refused(self) -> None:
+        self.config("a")
+        for args in (["--configs", "a.py"], ["--sweep", "batch_size=1,2"]):
+            done = self.run_runner("--resume", ".", *args, expect=2)
+            self.assertRegex(done.stderr, r"^error: .*not allowed with --resume")
+
+    def test_a_second_runner_ends_with_75_and_says_who_holds_the_batch(self) -> None:
+        self.config("a", CHILD_TOOLS + "print('ready')\nawait_file('go')")
+        runner = self.start("--configs", "a.py")
+        self.wait_for_line("a", b"ready\n")
+        done = self.run_runner("--resume", expect=75)
+        self.assertRegex(done.stderr, rf"^error: another runner holds this batch: pid {runner.pid} on \S+ since \S+\n$")
+        self.assertRegex(self.run_runner("--status", expect=0).stdout, r"a +running")
+        self.go("go")
+        self.assertEqual(runner.wait(60), 0)
+
+    def let_one_give_up(self, pair: list[Forked], go: Path) -> None:
+        """One of two runners ends with 75 while the other's training goes on, which then may end."""
+        wait_for(lambda: any(each.has_ended() for each in pair), "one of two runners to give up")
+        go.touch()
+        done = sorted((each.ended() for each in pair), key=lambda each: -each.returncode)
+        self.assertEqual([each.returncode for each in done], [75, 1], done)
+        self.assertRegex(done[0].stderr, r"\Aerror: another runner holds this batch: pid \d+ on \S+ since \S+\n\Z")
+        go.unlink()
+
+    def test_of_two_runners_that_resume_at_once_one_runs_and_one_ends_with_75_fifty_times_in_a_row(self) -> None:
+        """Ten copies of a batch, five turns each: in every turn two runners are let go at one instant."""
+        self.config("a")
+        launch = self.dir / "launch"
+        launch.write_text('until [ -e "$1/../go" ]; do sleep 0.02; done\nexit 1\n')
+        (self.dir / "experiments").mkdir()
+        self.go("experiments/go")
+        self.run_runner("--configs", "a.py", "--launcher", "sh launch {dir}/..", expect=1)
+        lanes = [self.dir / "experiments" / f"lane_{number}" for number in range(10)]
+        for lane in lanes:
+            shutil.copytree(self.batch(), lane / "batch")
+        for _ in range(5):
+            source, sink = os.pipe()
+            pairs = []
+            for lane in lanes:
+                pairs.append([Forked(self.dir, "--resume", lane / "batch", gate=(source, sink)) for _ in range(2)])
+                for each in pairs[-1]:
+                    self.addCleanup(each.end)
+            for end in (sink, source):
+                os.close(end)
+            for lane, pair in zip(lanes, pairs):
+                self.let_one_give_up(pair, lane / "go")
+        for lane in lanes:
+            self.assertEqual(self.json(lane / "batch" / "a" / "experiment_result.json")["attempts"], 6)
+
+    def test_a_training_that_outlived_its_runner_is_not_started_twice(self) -> None:
+        ignoring = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        self.config("a", CHILD_TOOLS + ignoring + "note_pid()\nprint('ready')\nlive_on()")
+        runner = self.start("--configs", "a.py")
+        self.wait_for_line("a", b"ready\n")
+        runner.kill()
+        runner.wait(60)
+        [pid] = self.pids(1)
+        self.addCleanup(self.kill, pid)
+        self.assertTrue(is_running(pid))
+        done = self.run_runner("--resume", "--grace", 0.1, expect=2)
+        self.assertRegex(
+            done.stderr, rf"^error: training a outlived its runner as pid {pid}; .*kill -KILL -- -{pid}\n$"
+        )
+        self.assertTrue(is_running(pid))
+        self.assertRegex(self.run_runner("--status", expect=0).stdout, r"a +interrupted .* its runner died")
+        metadata = self.batch() / "a" / "experiment_metadata.json"
+        saved = self.json(metadata)
+        metadata.write_text(json.dumps({**saved, "pid_started": "12345"}))  # the pid is another's by now
+        self.config("a")
+        self.resume()
+
+
+class NothingLostTest(ResumeCase):
+    def contents(self, folder: Path) -> dict[str, bytes]:
+        """Every file below a directory, by its path in there."""
+        return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+    def test_all_that_an_attempt_left_moves_aside_byte_for_byte_also_when_it_happens_again(self) -> None:
+        self.config("a")
+        self.stop_first()
+        folder = self.batch() / "a"
+        (folder / "samples" / "deep").mkdir(parents=True)
+        (folder / "samples" / "deep" / "one.bin").write_bytes(b"\0\xff")
+        (folder / ".hidden").write_text("x")
+        (folder / "attempt_notes.txt").write_text("of the trainer")
+        first = self.contents(folder)
+        self.config("a", "batch_size = 9")
+        self.body("print('second', file=sys.stderr)\nsys.exit(3)")
+        self.resume(expect=1)
+        self.assertEqual(self.contents(folder / "attempt_1"), first)
+        second = {name: data for name, data in self.contents(folder).items() if not name.startswith("attempt_1/")}
+        own = ["stdout.log", "stderr.log", "combined.log", "config_used.py"]
+        self.assertEqual(sorted(second), sorted([*own, "experiment_metadata.json", "experiment_result.json"]))
+        self.body("")
+        self.resume()
+        self.assertEqual(self.contents(folder / "attempt_1"), first)
+        self.assertEqual(self.contents(folder / "attempt_2"), second)
+        self.assertEqual(self.log("a", "stderr"), b"")
+        history = self.result("a")["attempt_history"]
+        told = [(each["attempt"], each["status"], each["return_code"]) for each in history]
+        self.assertEqual(told, [(1, "interrupted", -15), (2, "failed", 3)])
+
+    def test_a_crash_while_an_attempt_was_moved_aside_loses_nothing(self) -> None:
+        self.config("a")
+        self.stop_first()
+        folder = self.batch() / "a"
+        before = Counter(self.contents(folder).values())
+        (folder / "attempt_1").mkdir()
+        for name in ("stdout.log", "ckpt_5.pt"):
+            (folder / name).rename(folder / "attempt_1" / name)
+        (folder / "stdout.log").write_text("twice")
+        before[b"twice"] += 1
+        self.resume()
+        self.assertEqual(before - Counter(self.contents(folder / "attempt_1").values()), Counter())
+        self.assertEqual((self.result("a")["status"], self.result("a")["attempts"]), ("completed", 2))
+
+    def test_a_crash_after_an_attempt_was_moved_aside_starts_the_next_one(self) -> None:
+        self.config("a")
+        self.stop_first()
+        folder = self.batch() / "a"
+        before = self.contents(folder)
+        (folder / "attempt_1").mkdir()
+        for name in before:
+            (folder / name).rename(folder / "attempt_1" / name)
+        self.resume()
+        self.assertEqual(self.contents(folder / "attempt_1"), before)
+        self.assertEqual((self.result("a")["status"], self.result("a")["attempts"]), ("completed", 2))
+
+    def test_a_killed_runner_leaves_a_batch_that_reads_as_interrupted_and_continues(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.body(CHILD_TOOLS + "open(out_dir + '/ckpt_5.pt', 'w').write('5')\nnote_pid()\nprint('ready')\nlive_on()")
+        runner = self.start("--configs", "a.py", "b.py")
+        self.wait_for_line("a", b"ready\n")
+        runner.kill()
+        runner.wait(60)
+        self.kill(self.pids(1)[0])  # where nothing ties it to its runner
+        wait_for(lambda: not is_running(self.pids(1)[0]), "the end of the training")
+        before, combined = self.log("a"), self.log("a", "combined")
+        self.assertEqual(self.summary()["state"], "running")
+        status = json.loads(self.run_runner("--status", "--json", expect=0).stdout)
+        self.assertEqual(status["state"], "interrupted")
+        self.assertEqual([each["status"] for each in status["experiments"]], ["interrupted", "pending"])
+        self.body("")
+        self.assertIn("a: continues from ckpt_5.pt", self.resume())
+        self.assertTrue(self.log("a").startswith(before))
+        self.assertTrue(self.log("a").endswith(b"began resume 8\n"))
+        self.assertTrue(self.log("a", "combined").startswith(combined))
+        result = self.result("a")
+        self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
+        [first] = result["attempt_history"]
+        self.assertEqual((first["attempt"], first["status"], first["end_time"]), (1, "interrupted", None))
+        self.assertEqual((self.summary()["state"], self.summary()["completed"]), ("finished", 2))
+
+    def test_a_status_of_another_attempt_is_not_left_in_the_result(self) -> None:
+        self.config("a")
+        self.body("open(out_dir + '/ckpt_5.pt', 'w')\nraise ValueError('first')")
+        self.run_runner("--configs", "a.py", expect=1)
+        self.body("")
+        self.resume()
+        result = self.result("a")
+        gone = ("error", "hint", "signal", "traceback", "stderr_tail")
+        self.assertEqual([result[key] for key in gone], [None, None, None, None, ""])
+        self.assertIn("first", result["attempt_history"][0]["error"])
+
+
+class PlanTest(ResumeCase):
+    def test_what_is_left_runs_in_the_order_of_the_plan(self) -> None:
+        for name in "abcd":
+            self.config(name)
+        self.stop_first(names="d.py b.py c.py a.py")
+        self.body("open('order', 'a').write(sys.argv[1][0])")
+        self.resume()
+        self.assertEqual((self.dir / "order").read_text(), "dbca")
+
+    def test_the_plans_own_options_are_taken_over(self) -> None:
+        self.config("a")
+        launcher = f"env MARK={{name}} {shlex.quote(sys.executable)} -B"
+        self.stop_first("--launcher", launcher, "--max_iters", 7, "--", "--batch_size=3")
+        command = self.json(self.batch() / "a" / "experiment_metadata.json")["command"]
+        self.resume()
+        again = self.json(self.batch() / "a" / "experiment_metadata.json")["command"]
+        self.assertEqual([word for word in again if word != "--init_from=resume"], command)
+        self.assertEqual(again.count("--init_from=resume"), 1)
+        self.assertEqual((command[0], command[-1]), ("env", "--batch_size=3"))
+        self.assertTrue(self.log("a").endswith(b"began resume 3\n"))
+
+    def test_each_point_of_a_sweep_keeps_its_values(self) -> None:
+        self.config("a")
+        args = ["--sweep", "batch_size=1,2,3", "--max_iters", "9"]
+        self.body("sys.exit(1)")
+        self.run_runner("--configs", "a.py", *args, expect=1)
+        self.body("print(batch_size, max_iters)")
+        self.resume()
+        for number in (1, 2, 3):
+            self.assertTrue(self.log(f"a__batch_size_{number}").endswith(f"\n{number} 9\n".encode()))
+
+    def test_without_a_name_it_is_the_newest_batch_and_with_one_it_is_that(self) -> None:
+        self.config("a")
+        self.body("sys.exit(1)")
+        for _ in range(2):
+            self.run_runner("--configs", "a.py", expect=1)
+        newest = self.batch()
+        [older] = [each for each in newest.parent.glob("experiment_*") if each != newest]
+        self.body("")
+        for batch, other, args in ((newest, older, ["--resume"]), (older, newest, ["--resume", f"{older}/"])):
+            untouched = (other / "experiment_summary.json").read_bytes()
+            self.run_runner(*args, expect=0)
+            self.assertEqual(self.json(batch / "experiment_summary.json")["completed"], 1)
+            self.assertEqual((other / "experiment_summary.json").read_bytes(), untouched)
+
+    def test_a_directory_in_which_nothing_was_recorded_yet_is_passed_over(self) -> None:
+        """A runner that is killed between making its directory and its first summary leaves one."""
+        self.config("a")
+        self.body("sys.exit(1)")
+        self.run_runner("--configs", "a.py", expect=1)
+        batch = self.batch()
+        (batch.parent / "experiment_20991231_235958").mkdir()
+        later = batch.parent / "experiment_20991231_235959"
+        later.mkdir()
+        for name in ("runner.lock", "master_log.txt"):
+            (later / name).write_text("")
+        self.body("")
+        self.resume()
+        self.assertEqual(self.json(batch / "experiment_summary.json")["completed"], 1)
+
+    def test_slots_given_now_replace_those_of_the_plan_in_whatever_way_they_were_given(self) -> None:
+        ways = [["--jobs", "2"], ["--devices", "cpu"], ["--devices", "cpu,cuda:0"], ["--device", "cpu"]]
+        self.config("a")
+        (self.dir / "train_run.py").write_text("import sys\nsys.exit(1)\n")
+        for before in ways[:3]:
+            self.run_runner("--configs", "a.py", *before, expect=1)
+            for now in ways:
+                with self.subTest(before=before, now=now):
+                    done = Forked(self.dir, "--resume", "--dry_run", *now).ended()
+                    self.assertEqual(done.returncode, 0, done)
+                    devices = re.findall(r"--device=(\S+)", done.stdout)
+                    self.assertEqual(devices, [] if now[0] == "--jobs" else ["cpu"])
+
+    def test_a_completed_one_whose_config_changed_is_named_and_not_run_again(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.body("sys.exit(sys.argv[1] == 'b.py')")
+        self.run_runner("--configs", "a.py", "b.py", expect=1)
+        first, log = self.result("a"), self.log("a")
+        self.config("a", "batch_size = 3")
+        self.body("")
+        self.assertRegex(self.resume(), r"(?m)a: completed, but its config has changed since: a.py$")
+        self.assertEqual((self.result("a"), self.log("a")), (first, log))
+        self.assertEqual(self.result("b")["attempts"], 2)
+
+    def test_a_config_that_has_gone_before_its_first_turn_is_told_as_failed(self) -> None:
+        self.config("a")
+        self.config("b")
+        self.stop_first(names="a.py b.py")
+        (self.dir / "b.py").unlink()
+        self.resume(expect=1)
+        self.assertEqual((self.result("a")["status"], self.result("b")["status"]), ("completed", "failed"))
+        self.assertIn("b.py", self.result("b")["error"])
+
+    def test_a_dry_run_prints_what_resume_then_runs(self) -> None:
+        for name in "ab":
+            self.config(name)
+        self.stop_first(names="a.py b.py")
+        out = self.resume("--dry_run", "--batch_size", 4)
+        shown = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
+        self.resume("--batch_size", 4)
+        ran = [self.json(self.batch() / name / "experiment_metadata.json")["command"] for name in "ab"]
+        self.assertEqual(shown, ran)
+
+    def test_a_summary_with_values_of_wrong_types_is_refused_and_named(self) -> None:
+        self.config("a")
+        self.body("sys.exit(1)")
+        self.run_runner("--configs", "a.py", expect=1)
+        path = self.batch() / "experiment_summary.json"
+        whole = self.json(path)
+        wrong: list[dict[str, Any]] = [{"train_script": 5}, {"options": {"jobs": "x"}}, {"options": {"jobs": [2]}}]
+        wrong += [{"options": {"launcher": 7}}, {"options": [1]}, {"options": {"timeout": {}}}, {"results": None}]
+        wrong += [{"results": {"a": {**whole["results"]["a"], **each}}} for each in WRONG_RESULTS]
+        (self.batch() / "a" / "experiment_result.json").unlink()
+        before = sorted(self.batch().rglob("*"))
+        for change in wrong:
+            with self.subTest(change=str(change)[-60:]):
+                path.write_text(json.dumps({**whole, **change}))
+                done = Forked(self.dir, "--resume").ended()
+                self.assertEqual(done.returncode, 2, done)
+                self.assertRegex(done.stderr, r"\Aerror: .*experiment_summary\.json.*\n\Z")
+                self.assertEqual(sorted(self.batch().rglob("*")), before)
+
+
+WRONG_RESULTS: list[dict[str, Any]] = [
+    {"config_path": 7},
+    {"config_path": None},
+    {"overrides": [1]},
+    {"overrides": "x"},
+]
+WRONG_RESULTS += [{"status": 5}, {"attempts": "three"}, {"attempts": -1}]
+
+
+class StandInTest(RunnerCase):
+    def test_a_real_trainer_goes_on_from_the_checkpoint_before_one_that_was_cut_off(self) -> None:
+        for name in ("train_run.py", "configurator.py"):
+            shutil.copy(TESTS / name, self.dir)
+        self.config("a", "eval_interval = 2\neval_iters = 1\nbatch_size = 1\nlog_interval = 1\n")
+        runner = self.start("--configs", "a.py", "--max_iters", 100_000)
+        self.wait_for_line("a", b"\nstep 6:")
+        runner.send_signal(signal.SIGINT)
+        self.ended(runner, 130)
+        folder = self.batch() / "a"
+        numbers = sorted(int(path.stem[15:]) for path in folder.glob("ckpt_unmasking_*.pt"))
+        newest = folder / f"ckpt_unmasking_{numbers[-1]}.pt"
+        cut = newest.read_bytes()[:1000]
+        newest.write_bytes(cut)
+        before = self.log("a")
+        self.run_runner("--resume", "--max_iters", numbers[-1] + 2, expect=0)
+        self.assertEqual(Path(f"{newest}.set_aside").read_bytes(), cut)
+        self.assertRegex(self.master_log(), rf"set aside.*{newest.name}")
+        self.assertTrue(self.log("a").startswith(before))
+        steps = re.findall(rb"(?m)^step (\d+):", self.log("a")[len(before) :])
+        self.assertEqual(list(map(int, steps)), [numbers[-2], numbers[-1], numbers[-1] + 2])
+        result = self.result("a")
+        self.assertEqual((result["status"], result["attempts"]), ("completed", 3))
+        self.assertEqual([each["status"] for each in result["attempt_history"]], ["interrupted", "failed"])
+        self.assertEqual(Path(result["final_checkpoint"]).name, f"ckpt_unmasking_{numbers[-1] + 2}.pt")
+
+
+class LimitTest(ResumeCase):
+    def test_a_timeout_ends_an_attempt(self) -> None:
+        self.config("a", CHILD_TOOLS + "note_pid()\nlive_on()")
+        self.config("b")
+        self.run_runner("--configs", "a.py", "b.py", "--timeout", "0.5", expect=1)
+        result = self.result("a")
+        self.assertEqual((result["status"], result["error"]), ("timeout", "not done after 0.5s (--timeout)"))
+        self.assertFalse(is_running(self.pids(1)[0]))
+        self.assertEqual((self.summary()["timeouts"], self.summary()["completed"]), (1, 1))
+
+    def test_silence_is_a_stall_and_output_is_none(self) -> None:
+        self.config("silent", CHILD_TOOLS + "print('one line')\nlive_on()")
+        self.config(
+            "busy", "for _ in range(20):\n    time.sleep(0.1)\n    print('.', end='', file=sys.stderr, flush=True)"
+        )
+        self.run_runner("--configs", "silent.py", "busy.py", "--jobs", 2, "--stall", "1.5", expect=1)
+        self.assertEqual(self.result("silent")["status"], "timeout")
+        self.assertIn("stalled", self.result("silent")["error"])
+        self.assertEqual(self.result("busy")["status"], "completed")
+
+    def test_a_failed_one_is_retried_after_the_others(self) -> None:
+        for name in "abc":
+            self.config(name)
+        self.body(
+            "name = sys.argv[1][0]\nopen('order', 'a').write(name)\n"
+            "sys.exit(name == 'a' and open('order').read().count('a') < 3)"
+        )
+        self.run_runner("--configs", "a.py", "b.py", "c.py", "--retries", 2, expect=0)
+        self.assertEqual((self.dir / "order").read_text(), "abcaa")
+        self.assertEqual(self.result("a")["attempts"], 3)
+        self.assertEqual([each["status"] for each in self.result("a")["attempt_history"]], ["failed", "failed"])
+        (self.dir / "order").unlink()
+        self.run_runner("--configs", "a.py", "b.py", "--retries", 1, expect=1)
+        self.assertEqual((self.dir / "order").read_text(), "aba")
+
+    def test_a_retry_continues_from_the_checkpoint_that_the_failed_attempt_left(self) -> None:
+        self.config("a")
+        self.body("if init_from == 'resume': sys.exit()\nopen(out_dir + '/ckpt_5.pt', 'w')\nraise ValueError('first')")
+        self.run_runner("--configs", "a.py", "--retries", 1, expect=0)
+        began = re.findall(rb"(?m)^began .*$", self.log("a"))
+        self.assertEqual(began, [b"began scratch 8", b"began resume 8"])
+        self.assertTrue((self.batch() / "a" / "ckpt_5.pt").exists())
+        self.assertFalse((self.batch() / "a" / "attempt_1").exists())
+
+    def test_one_that_stalled_or_ran_out_of_time_is_retried_as_well(self) -> None:
+        self.config("a")
+        mark = "mark = os.path.join(out_dir, '..', 'tried')\nif os.path.exists(mark): sys.exit()\n"
+        self.body(CHILD_TOOLS + mark + "open(mark, 'w')\nlive_on()")
+        args = ["--configs", "a.py", "--retries", 1, "--base_out_dir"]
+        for runner in [self.start(*args, option, f"--{option}", 2) for option in ("timeout", "stall")]:
+            self.ended(runner, 0)
+        for option in ("timeout", "stall"):
+            with self.subTest(option=option):
+                result = self.json(self.dir / option / "latest" / "a" / "experiment_result.json")
+                self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
+                self.assertEqual([each["status"] for each in result["attempt_history"]], ["timeout"])
+
+    def test_after_so_many_failures_nothing_more_is_started(self) -> None:
+        for name in "abcd":
+            self.config(name)
+        self.body("sys.exit(sys.argv[1] != 'a.py')")
+        done = self.run_runner("--configs", *(f"{name}.py" for name in "abcd"), "--max_failures", 2, expect=1)
+        self.assertRegex(done.stdout, r"error: 2 experiments have failed \(--max_failures\); nothing more is started")
+        summary = self.summary()
+        self.assertEqual((summary["completed"], summary["failed"], summary["pending"]), (1, 2, 1))
+        self.body("")
+        self.resume()
+        self.assertEqual(self.summary()["completed"], 4)
+
+
+if __name__ == "__main__":
+    unittest.main()
