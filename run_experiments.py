@@ -35,6 +35,7 @@ import select
 import shlex
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -51,6 +52,8 @@ __version__ = "1.0.0"
 
 GRACE = 10.0  # seconds between the stop signal and KILL
 KILL_GAP = 0.2  # never KILL sooner after the stop signal: srun needs the time to end its remote task
+TERM_GAP = 1.0  # the same after the TERM that precedes KILL where the stop signal is another: srun forwards INT only
+ECHO = 0.3  # seconds in which the same signal again is no second one: `timeout` sends it to its child and to the group
 LINGER = 2.0  # seconds that the rest of a group gets once its leader has exited
 DRAIN = 2.0  # seconds that the readers get for the end of the streams once the group is gone
 BLOCK = 1 << 16  # bytes read from a stream at a time: what stays in the processor's cache
@@ -838,13 +841,15 @@ def processes(pids: Optional[Iterable[int]] = None) -> list[ProcessInfo]:
 
 
 def group_members(group: int) -> list[int]:
-    """The living processes of a process group; zombies are none."""
+    """The living processes of a process group; zombies are none. Without /proc its number stands for them all."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return []
     except PermissionError:
-        pass
+        return []  # none that could be signalled
+    if sys.platform != "linux":
+        return [group]
     return [each.pid for each in processes() if each.group == group and each.state not in "ZX"]
 
 
@@ -971,7 +976,8 @@ class Training:
         self.return_code: Optional[int] = None  # of the group's leader, once it has exited
         self.status, self.error = "", ""  # why the runner ended it, if it did
         self.began = self.clock = time.monotonic()  # clock: from when --timeout counts
-        self.stopped_at = self.kill_at = self.drain_until = math.inf
+        self.kill_at = self.kill_earliest = self.drain_until = math.inf
+        self.last_signal = ""  # the runner's latest to the group
         self.group_gone = self.cancelled = False
         self.next_look = 0.0  # at the rest of the group, once its leader has exited: no event tells of its end
         self.open_streams = 0
@@ -1064,9 +1070,13 @@ class Training:
         """Ask the group to end; KILL follows after the grace. Does nothing where the leader has ended already."""
         if self.return_code is None and not self.status and not self.has_exited():
             self.status, self.error = status, error
-            self.stopped_at = time.monotonic()
-            self.kill_at = self.stopped_at + max(self.options.grace, KILL_GAP)
-            self.signal_group(getattr(signal, f"SIG{self.options.stop_signal}"))
+            self.ask_to_end(self.options.stop_signal, KILL_GAP)
+            self.kill_at = max(self.kill_earliest, time.monotonic() + self.options.grace)
+
+    def ask_to_end(self, name: str, gap: float) -> None:
+        self.last_signal = name
+        self.kill_earliest = self.kill_at = time.monotonic() + gap
+        self.signal_group(getattr(signal, f"SIG{name}"))
 
     def has_exited(self) -> bool:
         """Whether the leader has ended by itself, though the event that says so is yet to come."""
@@ -1075,7 +1085,7 @@ class Training:
 
     def hurry(self) -> None:
         """KILL as soon as may be."""
-        self.kill_at = min(self.kill_at, max(time.monotonic(), self.stopped_at + KILL_GAP))
+        self.kill_at = min(self.kill_at, max(time.monotonic(), self.kill_earliest))
 
     def signal_group(self, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -1127,6 +1137,9 @@ class Training:
                 for at, text in self.limits():
                     if at <= now:
                         self.stop("timeout", text)
+            elif now >= self.kill_at and self.last_signal != "TERM":
+                self.batch.say(f"{self.experiment.name}: did not end on SIG{self.last_signal}, gets SIGTERM")
+                self.ask_to_end("TERM", TERM_GAP)
             elif now >= self.kill_at:
                 self.batch.say(f"{self.experiment.name}: did not end on SIG{self.options.stop_signal}, killed")
                 self.kill()
@@ -1178,7 +1191,11 @@ class Training:
 def guard() -> tuple[str, ...]:
     """What stands before a command so that it is told to end when the runner dies: Linux with util-linux only."""
     setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
-    return (setpriv, "--pdeathsig", "TERM", "--") if setpriv else ()
+    command = (setpriv or "", "--pdeathsig", "TERM", "--")
+    with contextlib.suppress(OSError):  # BusyBox has a setpriv without this option
+        if setpriv and subprocess.run([*command, "true"], capture_output=True).returncode == 0:
+            return command
+    return ()
 
 
 def widen(pipe: int) -> None:
@@ -1187,17 +1204,27 @@ def widen(pipe: int) -> None:
             fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
 
 
+def ended_by(return_code: Optional[int]) -> int:
+    """The signal that a return code tells of, 0 for none; launchers tell a signal N as exit code 128+N."""
+    code = return_code or 0
+    return -code if code < 0 else code - 128 if 128 < code < 192 else 0
+
+
 def ending(return_code: int) -> tuple[Optional[str], str]:
-    """The signal that ended a process, and its end in words; launchers tell a signal N as exit code 128+N."""
+    """The signal that ended a process, and its end in words."""
+    told = signal_name(ended_by(return_code))
     if return_code < 0:
-        return signal_name(-return_code), f"killed by {signal_name(-return_code)}"
-    told = signal_name(return_code - 128) if 128 < return_code < 192 else ""
+        return told, f"killed by {told}"
     return None, f"exit code {return_code}" + (f" ({told})" if told.startswith("SIG") else "")
 
 
 def exception_line(stderr: str) -> str:
-    """The line that says what the last Python traceback in stderr was about; torchrun's own is passed over."""
-    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in stderr.splitlines()]
+    """The line that says what the last Python traceback in stderr was about; torchrun's own is passed over, and of its
+    ranks the one counts that failed first."""
+    lines = stderr.splitlines()
+    cause = re.search(r"Root Cause[^\n]*\n(?:.*\n){0,4}? *rank *: (\d+)", stderr)
+    own = [line for line in lines if cause and line.startswith(f"[rank{cause[1]}]:")]
+    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in own or lines]
     found = ""
     for number, line in enumerate(lines):
         if line.lstrip().startswith("Traceback (most recent call last)"):
@@ -1282,13 +1309,22 @@ def show_duration(seconds: Optional[float]) -> str:
     return "".join(f"{value}{unit}" for value, unit in parts[first : first + 2] if value)
 
 
+def whole_seconds(seconds: Optional[float]) -> str:
+    return show_duration(None if seconds is None or not math.isfinite(seconds) else float(int(seconds)))
+
+
 def show_loss(loss: Optional[float], unknown: str = "-") -> str:
     return unknown if loss is None else f"{float(loss):.4f}"
 
 
-def show_value(value: Any) -> str:
+def show_value(value: Any, most: int = 20) -> str:
     text = clean(str(value))
-    return text if len(text) <= 20 else text[:19] + "…"
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def cut(text: str, most: int) -> str:
+    """A name in so many columns; names of a sweep differ at both ends, so it is the middle that goes."""
+    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[len(text) - (most - 1 - most // 2) :]}"
 
 
 def elapsed(result: Result) -> Optional[float]:
@@ -1324,16 +1360,18 @@ def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """What the table, the page and --status --json show of each experiment."""
-    known = [each.metrics.best_val_loss for each in results if each.metrics.best_val_loss is not None]
-    best = min(known) if len(known) > 1 else None
+    known = [
+        (each.metrics.best_val_loss, n) for n, each in enumerate(results) if each.metrics.best_val_loss is not None
+    ]
+    best = min(known)[1] if len(known) > 1 else None
     keys = ("status", "error", "hint", "stderr_tail", "attempts", "settings", "device")
     rows = []
-    for each in results:
+    for number, each in enumerate(results):
         step = each.metrics.step
         progress = "" if step is None else f"{step}/{each.max_iters}" if each.max_iters else str(step)
         row = {"name": each.config_name, "progress": progress, **to_json(each.metrics)}
         row.update((key, getattr(each, key)) for key in keys)
-        row.update(best=best is not None and each.metrics.best_val_loss == best)
+        row.update(best=number == best)
         row.update(duration_seconds=elapsed(each), eta_seconds=seconds_left(each))
         rows.append(row)
     return rows
@@ -1367,28 +1405,29 @@ def live_lines(
     results: Sequence[Result], all_results: Sequence[Result], slots: int, width: int, height: int
 ) -> list[str]:
     """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
+    shown = results[: max(1, height - 3)]
+    rows = []
+    for each in shown:
+        metrics, left = each.metrics, seconds_left(each)
+        row = [f"iter {metrics.step or 0}" + f"/{each.max_iters}" * bool(each.max_iters)]
+        row += [f"loss {show_loss(metrics.train_loss)}", f"val {show_loss(metrics.val_loss)}"]
+        rows.append([*row, whole_seconds(elapsed(each)), f"ETA {whole_seconds(left)}"])
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    room = width - 1 - sum(widths) - 2 * len(widths)
+    longest = max((len(each.config_name) for each in shown), default=0)
+    name = min(longest, max(16, room - 12))
+    bar = min(20, room - name - 2)
     lines = []
-    name_width = min(40, max((len(each.config_name) for each in results), default=0))
-    for each in results[: max(1, height - 3)]:
-        metrics, total = each.metrics, each.max_iters or 0
-        done = min(1.0, (metrics.step or 0) / total) if total else 0.0
-        bar = "#" * int(20 * done) + "." * (20 - int(20 * done)) if total else ""
-        left = seconds_left(each)
-        parts = [
-            f"{each.config_name[:name_width]:{name_width}}",
-            f"iter {metrics.step or 0}" + f"/{total}" * bool(total),
-            bar,
-        ]
-        parts += [
-            f"loss {show_loss(metrics.train_loss)}",
-            f"val {show_loss(metrics.val_loss)}",
-            show_duration(elapsed(each)),
-        ]
-        lines.append("  ".join(filter(None, parts)) + f"  ETA {show_duration(left)}" * (left is not None))
+    for each, row in zip(shown, rows):
+        done = min(1.0, (each.metrics.step or 0) / each.max_iters) if each.max_iters else 0.0
+        parts = [f"{cut(each.config_name, name):{name}}", *map(str.ljust, row, widths)]
+        if bar > 4:
+            parts.insert(2, "#" * int(bar * done) + "." * (bar - int(bar * done)))
+        lines.append("  ".join(parts).rstrip())
     counts = {key: count for key, count in count_statuses(all_results).items() if count}
     left = batch_left(all_results, slots)
     batch = ", ".join(f"{count} {key}" for key, count in counts.items())
-    lines.append(batch + (f"; ETA {show_duration(left)}" if left is not None else ""))
+    lines.append(batch + (f"; ETA {whole_seconds(left)}" if left is not None else ""))
     return [line[: max(1, width - 1)] for line in lines]
 
 
@@ -1400,6 +1439,8 @@ class Console:
     def __init__(self, quiet: bool) -> None:
         self.quiet, self.stuck, self.broken = quiet, False, False
         self.live = not quiet and os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb"
+        if self.live and stat.S_ISFIFO(os.fstat(1).st_mode):
+            self.live = False  # `| tee`: its lines come to the same terminal at moments that can't be known
         self.follow = False
         self.block: list[str] = []  # as it stands on the screen
         self.lock = threading.RLock()
@@ -1417,18 +1458,25 @@ class Console:
 
     def copy(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
-        self.lines([name + clean(line) for line in lines.decode(errors="replace").splitlines()])
+        self.lines([name + clean(line) for line in lines.decode(errors="replace").expandtabs().splitlines()])
 
     def draw(self, block: list[str]) -> None:
         """Put a block in the place of the one on the screen."""
         with self.lock:
-            if self.live and block != self.block and not self.broken:
+            if self.live and block != self.block and not self.broken and self.in_front():
                 width = self.size()[0]
                 rows = sum(max(1, -(-len(line) // width)) for line in self.block)  # a narrower window has wrapped them
                 up = f"\x1b[{rows}A\r" if rows else ""
                 text = "".join(f"{line}\x1b[K\n" for line in block)
                 self.write(2, up + ("\x1b[J" if len(block) < rows else "") + text)
                 self.block = block
+
+    def in_front(self) -> bool:
+        """Whether the terminal is this program's own just now, not that of the shell which put it in the background."""
+        try:
+            return os.tcgetpgrp(2) == os.getpgrp()
+        except OSError:
+            return True
 
     def size(self) -> tuple[int, int]:
         try:
@@ -1450,6 +1498,24 @@ class Console:
                 data = data[os.write(descriptor, data[:512]) :]  # so little doesn't block once poll says there is room
         except OSError:
             self.broken = True
+
+
+def print_whole(lines: Iterable[str]) -> None:
+    """Print all of what was asked for, at the pace of its reader. Raises UsageError where it can't be written."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    data = memoryview("".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace"))
+    poll = select.poll()
+    poll.register(1, select.POLLOUT)
+    try:
+        while data:
+            try:
+                data = data[os.write(1, data) :]
+            except BlockingIOError:  # another program left the terminal so
+                poll.poll()
+    except BrokenPipeError:
+        pass  # `head` has seen enough
+    except OSError as error:
+        raise UsageError(f"can't write to stdout: {error.strerror}") from None
 
 
 # --------------------------------------------------------------------------------------------------- page
@@ -1593,7 +1659,7 @@ def page_table(rows: list[dict[str, Any]]) -> str:
         cells = [f'<th scope="row"><div>{shown(row["name"])}</div></th>']
         cells += [f'<td class="{kind}">{show(row[key])}</td>' for _, key, kind, show in columns]
         for key, kind in settings.items():
-            cells.append(f'<td class="{kind}"><div>{shown(show_value(row["settings"].get(key, "")))}</div></td>')
+            cells.append(f'<td class="{kind}"><div>{shown(show_value(row["settings"].get(key, ""), 60))}</div></td>')
         cells.append(f'<td class="f">{"".join(links)}</td></tr>{page_failure(row, len(titles))}</tbody>')
         lines.append(f'<tbody class="{"won" if row["best"] else ""}"><tr>{"".join(cells)}')
     return "\n".join(lines)
@@ -1605,7 +1671,7 @@ def page_failure(row: dict[str, Any], width: int) -> str:
         return ""
     tail = row["stderr_tail"] or ""
     more = f"<p>{shown(row['hint'])}</p>" if row["hint"] else ""
-    more += f"<pre>{chr(10).join(map(shown, tail.splitlines()))}</pre>" if tail else ""
+    more += f"<pre>{chr(10).join(map(shown, tail.expandtabs().splitlines()))}</pre>" if tail else ""
     start, end = ("<details><summary>", "</summary>") if more else ("<p>", "</p>")
     more += "</details>" if more else ""
     return f'<tr class="why"><td colspan="{width}">{start}{shown(row["error"])}{end}{more}</td></tr>'
@@ -1614,11 +1680,12 @@ def page_failure(row: dict[str, Any], width: int) -> str:
 def page_head(head: dict[str, Any]) -> str:
     counts = [(word, f"{number} {word}") for word, number in head["counts"].items() if number]
     counted = "".join([f"<span>{shown_status(word, text)}</span>" for word, text in counts])
-    facts = {key.title(): head[key] for key in ("host", "commit", "started")}
+    facts = {key.title(): head[key] for key in ("host", "commit", "started", "updated")}
     facts.update({"Duration": show_duration(head["duration"]), "ETA": head["eta"] and show_duration(head["eta"])})
     listed = [f"<div><dt>{key}</dt><dd>{shown(fact)}</dd></div>" for key, fact in facts.items() if fact]
     listed += [f'<div class="wide"><dt>Command</dt><dd><code>{shown(head["command"])}</code></dd></div>']
-    state = f'<p class="bar counts"><b>{shown_status(head["state"])}</b>{counted}</p>'
+    dot = "running" if head["state"] == "running" else counts[0][0] if len(counts) == 1 else "interrupted"
+    state = f'<p class="bar counts"><b>{shown_status(dot, head["state"])}</b>{counted}</p>'
     return f"<h1>{shown(head['title'])}</h1>{state}<dl>{''.join(listed)}</dl>"
 
 
@@ -1686,12 +1753,15 @@ def write_report(
     for line in charts["curves"]:
         line["best"] = line["name"] in best
     git, command = summary.get("git"), summary.get("command")
+    git = git if isinstance(git, dict) else {}
+    running = summary.get("state") == "running"
     head = {
         "title": os.path.basename(os.path.abspath(folder)),
         "host": summary.get("hostname"),
-        "commit": f"{git.get('commit')}{' with changes' * bool(git.get('dirty'))}" if isinstance(git, dict) else None,
+        "commit": f"{str(git.get('commit'))[:12]}{' with changes' * bool(git.get('dirty'))}" if git else None,
         "command": shell_line([str(word) for word in command]) if isinstance(command, list) else "",
-        "started": summary.get("start_time"),
+        "started": str(summary.get("start_time"))[:19].replace("T", " "),
+        "updated": time.strftime("%Y-%m-%d %H:%M:%S") if running else None,
         "state": str(summary.get("state")),
         "counts": count_statuses(results),
         "duration": summary_duration(summary),
@@ -1736,7 +1806,7 @@ PAGE = r"""<!DOCTYPE html>
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 main { max-width: 80rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem } section { margin-top: 2.5rem }
-h1, h2, b { font-weight: 600 } h1 { margin: 0; font-size: 1.6rem; line-height: 1.25 }
+h1, h2, b { font-weight: 600 } h1 { margin: 0; font-size: clamp(1.2rem, 5vw, 1.6rem); line-height: 1.25 }
 h2 { margin: 0 auto 0 0; font-size: 1.05rem } dt { font-size: .8rem } dd { margin: 0 }
 a, .more { color: var(--busy); text-decoration: none } a:hover { text-decoration: underline }
 button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
@@ -1744,7 +1814,7 @@ code, pre, .code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monosp
 .dim, dt, thead { color: var(--dim) } .wide { flex-basis: 100% } label { font-size: .88rem }
 .dot { display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%;
   background: var(--dim); vertical-align: .1em } .dot, .legend i { print-color-adjust: exact }
-.completed, .finished { background: var(--good) } .failed, .error, .errors { background: var(--bad) }
+.completed { background: var(--good) } .failed, .error, .errors { background: var(--bad) }
 .timeout, .timeouts, .interrupted { background: var(--warn) } .running { background: var(--busy) }
 .bar, dl, .legend, .legend > * { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 0 0 .6rem }
 .counts { margin: .5rem 0 1.2rem } dl { gap: .7rem 2.2rem } input { margin: 0; vertical-align: -.1em }
@@ -1858,7 +1928,8 @@ function plot(host, series, o) {
   const grid = d => add(root, "path", { class: "grid", d });
   for (const v of ticks(o.ys, bottom / 42, o.ylog))
     grid(`M${left} ${y(v)}H${right}`), label(left - 8, y(v) + 4, "end", short(v));
-  for (const v of ticks(o.xs, (right - left) / 80, o.xlog))
+  const apart = (v, i, all) => !i || x(v) - x(all[i - 1]) > 44;
+  for (const v of o.values && o.values.every(apart) ? o.values : ticks(o.xs, (right - left) / 80, o.xlog))
     grid(`M${x(v)} ${bottom}v5`), label(x(v), bottom + 20, "middle", short(v));
   grid(`M${left} ${bottom}H${right}`), label(0, 10, "start", o.y), label(right, high - 4, "end", o.x);
   add(add(root, "clipPath", { id: clip }), "rect", { x: left - 6, y: 20, width: wide, height: bottom - 14 });
@@ -1914,7 +1985,7 @@ function viridis(t) {
 function smooth(points) {
   const finite = points.filter(p => number(p[1])), most = Math.ceil(finite.length / 60);
   return finite.map(([step], i) => {
-    const w = Math.min(most, i), around = finite.slice(i - w, i + w + 1);
+    const w = Math.min(most, i, finite.length - 1 - i), around = finite.slice(i - w, i + w + 1);
     return [step, around.reduce((sum, p) => sum + p[1], 0) / around.length];
   });
 }
@@ -1953,7 +2024,7 @@ function legend(gone) {
     ramp.append(short(ends[1]));
   }
   if (data.note) add(host, "div", { class: "wide dim" }, data.note);
-  for (const c of curves) {
+  for (const c of curves.filter(c => c.val.length || c.train.length)) {
     const off = gone.includes(c.name), button = add(host, "button", { "aria-pressed": !off });
     const style = `stroke:${c.color};stroke-dasharray:${c.dash}`;
     add(add(button, "svg"), "path", { d: "M0 4H22", class: "curve " + c.kind, style });
@@ -1973,7 +2044,8 @@ function drawSweep() {
   plot(one("#sweep .plot"), [{ ...line, points: lowest, color: "var(--c0)" },
     { ...line, kind: "unjoined", points, color: "var(--c0)", dots: points.length > 40 ? 2.5 : 4 },
     { ...line, points: [best], color: "var(--good)", dots: 6 }],
-    { x: sweep.key, y: "best val loss", xs, ys: range(losses, false, .08), xlog });
+    { x: sweep.key, y: "best val loss", xs, ys: range(losses, false, .08), xlog,
+      values: [...new Set(points.map(p => p[0]))] });
 }
 function drawAll() { draw(); if (sweep && sweep.points.length) drawSweep() }
 
@@ -2227,6 +2299,8 @@ class Batch:
         self.failed: set[str] = set()  # in this run
         self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, under another name for a try
         self.stopped_by: Optional[int] = None
+        self.signalled = (0, -math.inf)  # the latest signal, and when it came
+        self.ignored: list[int] = []  # signals that the runner was started to ignore
         self.obstacle = ""  # why nothing more is launched
         self.began = time.monotonic()
         self.lines: dict[str, str] = {}  # name -> its result as it stands in the summary
@@ -2275,8 +2349,11 @@ class Batch:
         except OSError:  # no pipe can be had: second best
             direct = True
         for number in (*STOP_SIGNALS, *[signal.SIGTSTP] * self.console.live):
-            if signal.getsignal(number) != signal.SIG_IGN:  # nohup's wish is kept
-                signal.signal(number, handler)
+            if signal.getsignal(number) == signal.SIG_IGN:  # nohup's wish is kept
+                self.ignored.append(number)
+                if signal_name(number) != f"SIG{self.options.stop_signal}":
+                    continue  # else a training would inherit that it is ignored, and not hear the runner
+            signal.signal(number, handler)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
         def pass_on() -> None:
@@ -2337,9 +2414,14 @@ class Batch:
                 self.events.get_nowait()()
 
     def on_signal(self, number: int) -> None:
-        name = signal_name(number)
+        name, now, before = signal_name(number), time.monotonic(), self.signalled
+        if number in self.ignored:
+            return
+        self.signalled = (number, now)
         if number == signal.SIGTSTP:
             self.on_suspend()
+        elif before[0] == number and now < before[1] + ECHO:
+            return
         elif self.stopped_by is None:
             self.stopped_by = number
             self.say(f"{name}: stopping {len(self.running)} running; once more to kill at once")
@@ -2480,6 +2562,8 @@ class Batch:
         for name in set(training.lost_logs()) - set(training.log_failures):
             self.say(f"{experiment.name}: {name}.log is incomplete: it was deleted or replaced")
         training.close()
+        if self.stopped_by and not training.status and ended_by(training.return_code) in STOP_SIGNALS:
+            training.status, training.error = "interrupted", f"stopped by {signal_name(self.stopped_by)}"
         conclude(result, training)
         result.end_time = now_iso()
         self.record(result)
@@ -2676,7 +2760,7 @@ def duration(text: str) -> float:
     """Seconds from `90`, `30m`, `2h`, `1d12h`; raises ArgumentTypeError."""
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
     seconds = sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
-    if not seconds:
+    if not 0 < seconds < 1e10:
         raise argparse.ArgumentTypeError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
     return seconds
 
@@ -2937,26 +3021,33 @@ def new_batch(options: Options, argv: Sequence[str]) -> int:
 
 
 def dry_run(
-    options: Options, planner: Planner, folder: str, plan: Sequence[Experiment], results: dict[str, Result]
+    options: Options,
+    planner: Planner,
+    folder: str,
+    plan: Sequence[Experiment],
+    results: dict[str, Result],
+    notes: Sequence[str] = (),
 ) -> int:
-    console = Console(False)
+    """Print what would be run and why, after some notes."""
+    lines = list(notes)
     slots = itertools.cycle([Slot(n, device) for n, device in enumerate(options.devices or [None] * options.jobs)])
     for each in plan:
         place = os.path.join(folder, each.name)
         result = results.get(each.name, Result())
         if result.status == "completed":
-            console.line(f"# {each.name}: completed, left alone")
+            lines.append(f"# {each.name}: completed, left alone")
             continue
         if each.problem:
-            console.line(f"# {each.name}: fails, {clean(each.problem)}")
+            lines.append(f"# {each.name}: fails, {clean(each.problem)}")
             continue
         how, why = take_up(each, place, result.attempts)
         slot = next(slots)
         each = planner.experiment(each.name, each.config, with_device(each, slot))
         if how == "continues":
             continue_from_checkpoint(each)
-        console.line(f"# {each.name}: {told(how, why)}")
-        console.line(shell_line(build_command(options, each, place, slot)))
+        lines.append(f"# {each.name}: {told(how, why)}")
+        lines.append(shell_line(build_command(options, each, place, slot)))
+    print_whole(lines)
     return 0
 
 
@@ -3031,9 +3122,7 @@ def resume_batch(given: Options, argv: Sequence[str]) -> int:
     notes: list[str] = []
     plan = [plan_again(planner, options, folder, result, notes.append) for result in results.values()]
     if given.dry_run:
-        for note in notes:
-            Console(False).line(f"# {clean(note)}")
-        return dry_run(options, planner, folder, plan, results)
+        return dry_run(options, planner, folder, plan, results, [f"# {clean(note)}" for note in notes])
     if all(each.status == "completed" for each in results.values()):
         Console(given.quiet).lines([*notes, f"{folder}: all {len(results)} experiments are completed, nothing to do"])
         return 0
@@ -3068,21 +3157,22 @@ def show_batch(options: Options) -> int:
     folder = options.status or options.report or newest_batch(options.base_out_dir)
     summary, by_name = read_batch(folder)
     results = list(by_name.values())
-    console = Console(False)
     if options.report is not None:
         try:
-            console.line(write_report(folder, summary, results, {}))
+            path = write_report(folder, summary, results, {})
         except OSError as error:
             raise UsageError(f"can't write the report: {folder}: {error.strerror}") from None
+        print_whole([path])
         return 0
     left = batch_left(results, slot_count(summary))
     if options.json:
         head = {key: value for key, value in summary.items() if key != "results"}
-        print(json.dumps({**head, **count_statuses(results), "eta_seconds": left, "experiments": rows_of(results)}))
+        told = {**head, **count_statuses(results), "eta_seconds": left, "experiments": rows_of(results)}
+        print_whole([json.dumps(told)])
         return 0
     counts = ", ".join(f"{count} {key}" for key, count in count_statuses(results).items() if count)
     took = f"{show_duration(summary_duration(summary))}" + f", ETA {show_duration(left)}" * (left is not None)
-    console.lines([f"{clean(folder)}: {clean(str(summary.get('state')))}, {counts}; {took}", *table(results)])
+    print_whole([f"{clean(folder)}: {clean(str(summary.get('state')))}, {counts}; {took}", *table(results)])
     return 0
 
 
@@ -3102,6 +3192,8 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         given = [f"--{name}" for name, value in modes.items() if value is not None]
         if len(given) > 1:
             raise UsageError(f"{given[1]}: not allowed with {given[0]}")
+        if options.json and options.status is None:
+            raise UsageError("--json: only with --status")
         if options.status is not None or options.report is not None:
             return show_batch(options)
         return new_batch(options, words) if options.resume is None else resume_batch(options, words)

@@ -11,6 +11,7 @@ import resource
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any, Callable, Optional
@@ -27,10 +28,11 @@ def limit(kind: int, most: int) -> Callable[[], None]:
 
 @functools.cache
 def strangers_python() -> Optional[str]:
-    """A Python that another user can run, where we can become another user at all."""
+    """A Python that another user can run, where we can become another user at all, and it sees temporary files."""
+    place = os.path.join(tempfile.gettempdir(), ".")
     for python in (sys.executable, shutil.which("python3", path=os.defpath)):
         with contextlib.suppress(OSError, subprocess.SubprocessError):
-            command = [str(python), "-c", "import sys; sys.exit(sys.version_info < (3, 9))"]
+            command = [str(python), "-c", f"import os, sys; os.stat({place!r}); sys.exit(sys.version_info < (3, 9))"]
             if os.getuid() == 0 and subprocess.run(command, user=STRANGER, cwd="/").returncode == 0:
                 return python
     return None

@@ -425,8 +425,8 @@ class StopSignalTest(SlotCase):
         with open(self.dir / "alive") as alive:
             self.wait_for_line("a", b"ready\n")
             began = time.monotonic()
-            for number in range(signals):
-                runner.send_signal(signal.SIGINT)
+            for number in range(signals):  # alternating: the same one at once again counts as its echo
+                runner.send_signal(signal.SIGTERM if number % 2 else signal.SIGINT)
                 if number == 0:
                     self.wait_for_event("SIGINT: stopping")
             alive.read()  # ends when the last writer is dead
@@ -442,6 +442,29 @@ class StopSignalTest(SlotCase):
 
     def test_many_ctrl_c_in_a_row_kill_no_sooner(self) -> None:
         self.assertGreaterEqual(self.killed_after(6, "--grace", 100_000), 0.2)
+
+    def test_a_trainer_deaf_to_the_stop_signal_gets_term_before_kill(self) -> None:
+        """`srun -X` passes INT on and dies of TERM in order, but leaves the task alive when it is killed."""
+        code = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        code += "signal.signal(signal.SIGTERM, lambda *_: (print('got TERM'), sys.exit(3)))\n"
+        self.config("a", CHILD_TOOLS + code + "print('ready')\nlive_on()")
+        runner = self.start("--configs", "a.py", "--stop_signal", "INT", "--grace", 0)
+        self.wait_for_line("a", b"ready\n")
+        runner.send_signal(signal.SIGINT)
+        self.ended(runner, 130)
+        self.assertEqual(self.log("a"), b"ready\ngot TERM\n")
+        self.assertEqual((self.result("a")["status"], self.result("a")["return_code"]), ("interrupted", 3))
+
+    def test_the_stop_signal_reaches_a_training_also_where_the_runner_was_started_to_ignore_it(self) -> None:
+        """As a script's background jobs are started: `run_experiments.py … &` has SIGINT ignored."""
+        self.config("a", CHILD_TOOLS + "print('ready')\ntry:\n    live_on()\nexcept KeyboardInterrupt:\n    print('bye')\n")
+        ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+        runner = self.start("--configs", "a.py", "--stop_signal", "INT", preexec_fn=ignore)
+        self.wait_for_line("a", b"ready\n")
+        runner.send_signal(signal.SIGINT)  # stays ignored
+        runner.send_signal(signal.SIGTERM)
+        self.ended(runner, 143)
+        self.assertEqual(self.log("a"), b"ready\nbye\n")
 
     def test_no_grace_at_all_is_a_fifth_of_a_second_too(self) -> None:
         self.assertGreaterEqual(self.killed_after(1, "--grace", 0), 0.2)
