@@ -1411,7 +1411,7 @@ def live_lines(
         metrics, left = each.metrics, seconds_left(each)
         row = [f"iter {metrics.step or 0}" + f"/{each.max_iters}" * bool(each.max_iters)]
         row += [f"loss {show_loss(metrics.train_loss)}", f"val {show_loss(metrics.val_loss)}"]
-        rows.append([*row, whole_seconds(elapsed(each)), f"ETA {whole_seconds(left)}"])
+        rows.append([*row, whole_seconds(elapsed(each)), "" if left is None else f"ETA {whole_seconds(left)}"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     room = width - 1 - sum(widths) - 2 * len(widths)
     longest = max((len(each.config_name) for each in shown), default=0)
