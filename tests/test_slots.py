@@ -366,6 +366,7 @@ class LauncherTest(SlotCase):
 class TorchrunTest(SlotCase):
     def test_torchrun_with_two_processes_trains_and_fails_as_one(self) -> None:
         script = "import sys, torch, torch.distributed as dist\ndist.init_process_group('gloo')\n"
+        script += "if sys.argv[1] == 'one.py' and dist.get_rank() == 1: raise KeyError('only rank 1')\n"
         script += "total = torch.ones(1)\ndist.all_reduce(total)\nrank = dist.get_rank()\n"
         script += "if rank == 0: print(f'step 1: train loss {total.item():.4f}, val loss 1.0000')\n"
         script += "dist.barrier()\ndist.destroy_process_group()\n"
@@ -373,10 +374,12 @@ class TorchrunTest(SlotCase):
         (self.dir / "train_run.py").write_text(script)
         self.config("good")
         self.config("bad")
-        self.run_runner("--configs", "good.py", "bad.py", "--jobs", 2, "--launcher", TORCHRUN, expect=1)
+        self.config("one")
+        self.run_runner("--configs", "good.py", "bad.py", "one.py", "--jobs", 3, "--launcher", TORCHRUN, expect=1)
         self.assertEqual(self.result("good")["metrics"]["train_loss"], 2.0)
         self.assertEqual((self.result("good")["status"], self.result("bad")["status"]), ("completed", "failed"))
         self.assertIn("ValueError: rank 1 has had enough", self.result("bad")["error"])
+        self.assertEqual(self.result("one")["error"], "exit code 1: KeyError: 'only rank 1'")  # not rank 0's lost peer
         self.assert_nothing_runs()
 
     def test_stopping_torchrun_leaves_no_worker(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import random
 import re
@@ -15,7 +16,9 @@ import time
 import unittest
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+import run_experiments
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, is_running, wait_for
 
 WAIT = CHILD_TOOLS + "note_pid()\nprint('ready')\nlive_on()"
@@ -304,6 +307,42 @@ live_on()
         self.assertEqual(self.statuses(), {"deaf": "interrupted"})
 
 
+    def test_the_same_signal_again_at_once_is_the_echo_of_the_first_and_not_a_second_one(self) -> None:
+        """`timeout` sends TERM to the runner and then to its whole group; a terminal's Ctrl+C may come twice as well."""
+        for number, later, hurried in (
+            (signal.SIGTERM, 0.0, 0),
+            (signal.SIGTERM, run_experiments.ECHO - 0.01, 0),
+            (signal.SIGTERM, run_experiments.ECHO + 0.01, 1),
+            (signal.SIGINT, 0.0, 1),
+        ):
+            with self.subTest(number=number, later=later), mock.patch("run_experiments.time.monotonic") as clock:
+                batch, training = run_experiments.Batch.__new__(run_experiments.Batch), mock.Mock()
+                batch.stopped_by, batch.signalled, batch.ignored = None, (0, -math.inf), []
+                batch.running, batch.say = [training], mock.Mock()  # type: ignore[method-assign]
+                for clock.return_value, each in ((100.0, signal.SIGTERM), (100.0 + later, number)):
+                    batch.on_signal(each)
+                training.stop.assert_called_once_with("interrupted", "stopped by SIGTERM")
+                self.assertEqual(training.hurry.call_count, hurried)
+
+    @unittest.skipUnless(shutil.which("timeout"), "needs timeout")
+    def test_timeout_of_coreutils_leaves_a_training_its_grace(self) -> None:
+        code = "signal.signal(signal.SIGTERM, lambda *_: (open('asked', 'w').close(), await_file('go'), sys.exit(7)))\n"
+        self.config("saves", CHILD_TOOLS + code + "note_pid()\nlive_on()")
+        runner = subprocess.Popen(
+            ["timeout", "9999", sys.executable, str(RUNNER), "--configs", "saves.py", "--grace", str(FOREVER)],
+            cwd=self.dir,
+            stdout=subprocess.DEVNULL,
+        )
+        self.addCleanup(runner.wait)
+        self.addCleanup(runner.terminate)
+        self.pids(1)
+        runner.send_signal(signal.SIGTERM)  # which it does when it gets TERM, as when the time is over
+        wait_for((self.dir / "asked").exists, "the stop signal at the training")
+        self.go("go")
+        wait_for(lambda: self.summary()["state"] == "interrupted", "the end of the batch")
+        self.assertEqual((self.result("saves")["status"], self.result("saves")["return_code"]), ("interrupted", 7))
+
+
 class LeftBehindTest(StopCase):
     """What outlives a training that has ended by itself."""
 
@@ -350,6 +389,28 @@ print("the last line")
         self.assertIn(runner.returncode, (130, 143))
         self.assert_all_ended(1)
         self.assertEqual(self.statuses(), {"leaves": "completed", "next": "pending"})
+
+    @unittest.skipUnless(hasattr(signal, "SIGSTOP") and sys.platform == "linux", "zombies are told by /proc")
+    def test_a_training_that_dies_of_the_stop_signal_beside_the_runner_is_interrupted(self) -> None:
+        """As `scancel` and a service manager do it: they signal every process."""
+        code = "fork_off(lambda: (signal.signal(signal.SIGTERM, signal.SIG_IGN), note_pid(), live_on()))\n"
+        self.config("both", CHILD_TOOLS + code + "await_file('pids')\nprint('ready')\nlive_on()")
+        runner = self.start("--configs", "both.py")
+        self.wait_for_line("both", b"ready\n")
+        wait_for(lambda: self.metadata_pid("both"), "the training's pid")
+        runner.send_signal(signal.SIGSTOP)
+        os.kill(self.metadata_pid("both"), signal.SIGTERM)
+        wait_for(lambda: self.leader_has_gone("both"), "the end of the training")
+        runner.send_signal(signal.SIGTERM)
+        runner.send_signal(signal.SIGCONT)
+        self.ended(runner, 143)
+        self.assert_all_ended(1)
+        result = self.result("both")
+        self.assertEqual((result["status"], result["signal"]), ("interrupted", "SIGTERM"))
+        self.assertEqual(result["error"], "stopped by SIGTERM")
+
+    def metadata_pid(self, name: str) -> int:
+        return int(self.json(self.batch() / name / "experiment_metadata.json")["pid"] or 0)
 
     def leader_has_gone(self, name: str) -> bool:
         path = self.batch() / name / "experiment_metadata.json" if self.pids(1) else Path()
