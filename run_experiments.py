@@ -22,8 +22,8 @@ import errno
 import fcntl
 import functools
 import glob
-import hashlib
 import html
+import importlib
 import itertools
 import json
 import math
@@ -56,8 +56,7 @@ TERM_GAP = 1.0  # the same after the TERM that precedes KILL where the stop sign
 ECHO = 0.3  # seconds in which the same signal again is no second one: `timeout` sends it to its child and to the group
 LINGER = 2.0  # seconds that the rest of a group gets once its leader has exited
 DRAIN = 2.0  # seconds that the readers get for the end of the streams once the group is gone
-BLOCK = 1 << 16  # bytes read from a stream at a time: what stays in the processor's cache
-PIPE_SIZE = 1 << 20
+BLOCK = PIPE_SIZE = 1 << 18  # bytes read from a stream at a time; larger ones are no faster, and take memory
 LINE_LIMIT = 1 << 16  # bytes of an unfinished line that are kept back from combined.log
 MIN_FREE = 100 << 20  # bytes of free disk below which no experiment is launched
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -195,22 +194,22 @@ class Metrics:
     best_step: Optional[int] = None
     first_step: Optional[int] = None  # of this attempt
 
-    def read(self, lines: bytes, end: Optional[int] = None) -> list[bytes]:
-        """Take in lines of stdout, up to `end`; returns the evaluation lines among them."""
-        end = len(lines) if end is None else end
+    def read(self, lines: bytes, start: int = 0, end: int = sys.maxsize) -> list[bytes]:
+        """Take in lines of stdout, from `start` to `end`; returns the evaluation lines among them."""
         evaluations: list[bytes] = []
-        if lines.rfind(b" loss ", 0, end) < 0:  # rfind is some times faster than `in`, and most blocks end here
-            return evaluations
-        start = 0
-        if lines.rfind(b"val loss ", 0, end) >= 0:
-            for match in EVALUATION.finditer(lines, 0, end):
+        if lines.find(b":", start, end) < 0 or lines.rfind(b" loss ", start, end) < 0:
+            return evaluations  # as most blocks; rfind is some times faster than find, a single byte is the fastest
+        first = FIRST_STEP.search(lines, start, end) if self.first_step is None else None
+        self.first_step = int(first[1]) if first else self.first_step
+        if lines.rfind(b"val loss ", start, end) >= 0:
+            for match in EVALUATION.finditer(lines, start, end):
                 self.step, self.train_loss, self.val_loss = int(match[1]), float(match[2]), float(match[3])
                 best = math.inf if self.best_val_loss is None else self.best_val_loss
                 if self.val_loss < best and math.isfinite(self.val_loss):
                     self.best_val_loss, self.best_step = self.val_loss, self.step
                 evaluations.append(match[0])
                 start = match.end()
-        at, last = end, None
+        at, last = min(end, len(lines)), None
         for _ in range(20):  # words that only look like it may follow the last one
             at = lines.rfind(b"iter ", start, at)
             last = ITERATION.match(lines, at, end) if at >= 0 else None
@@ -218,8 +217,6 @@ class Metrics:
                 break
         if last:
             self.step, self.train_loss = int(last[1]), float(last[2])
-        first = FIRST_STEP.search(lines, 0, end) if self.first_step is None else None
-        self.first_step = int(first[1]) if first else self.first_step
         return evaluations
 
     def diverged(self) -> bool:
@@ -299,6 +296,14 @@ def to_json(value: Any) -> Any:
     if isinstance(value, (Metrics, Result)):
         return {key: to_json(each) for key, each in vars(value).items()}
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def sha256(data: bytes) -> str:
+    """The digest in hexadecimal, by Python's own module for it: hashlib loads OpenSSL, 4 MB and 5 ms."""
+    for name in ("_sha2", "_sha256", "hashlib"):  # from Python 3.12, before it, anywhere
+        with contextlib.suppress(ImportError):
+            return str(importlib.import_module(name).sha256(data).hexdigest())
+    raise NotImplementedError("sha256")
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -562,7 +567,7 @@ def clean_name(text: str) -> str:
     """A directory name that holds only letters, digits, `.`, `_` and `-`, at most 200 bytes of them."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".-") or "config"
     if len(name) > 200:
-        name = f"{name[:191]}_{hashlib.sha256(os.fsencode(text)).hexdigest()[:8]}"
+        name = f"{name[:191]}_{sha256(os.fsencode(text))[:8]}"
     return name + "_" if name in RESERVED else name
 
 
@@ -888,6 +893,8 @@ class Tee(threading.Thread):
         self.log, self.combined = self.logs.values()
         self.failures: dict[int, str] = {}  # log -> what went wrong first
         self.rest = b""  # the unfinished line
+        self.blocks: queue.Queue[bytes] = queue.Queue(2)  # for the stamper, once there is one
+        self.stamper: Optional[threading.Thread] = None
         self.after_return = False
         self.last_output = time.monotonic()
         self.queued = False  # srun waits for its resources
@@ -907,16 +914,45 @@ class Tee(threading.Thread):
                     continue
                 if not block:
                     break
+                self.last_output = time.monotonic()
+                self.write(self.log, [block])
+                if len(block) == BLOCK and not self.stamper:
+                    self.start_stamper()
+                self.blocks.put(block) if self.stamper else self.pass_on(block)
+        except Exception as error:  # no memory
+            self.fail(self.log, repr(error))
+        os.close(self.source)
+        if self.stamper:
+            self.blocks.put(b"")
+            self.stamper.join()
+        else:
+            self.pass_on(b"")
+        self.training.post(self.training.on_stream_end)
+
+    def start_stamper(self) -> None:
+        """A second thread for combined.log: of a flood, one block is stamped and written while the next one is read."""
+        stamper = threading.Thread(target=self.stamp_blocks, name=f"{self.name} stamper", daemon=True)
+        with contextlib.suppress(RuntimeError):  # no thread can be had: one must do
+            stamper.start()
+            self.stamper = stamper
+
+    def stamp_blocks(self) -> None:
+        block = b"."
+        while block:
+            block = self.blocks.get()
+            self.pass_on(block)
+
+    def pass_on(self, block: bytes) -> None:
+        """Hand a block of the stream, b"" for its end, to combined.log and to what reads the lines."""
+        try:
+            if block:
                 self.take(block)
-            if self.rest:
+            elif self.rest:
                 self.take_lines(b"\n", 1)
-        finally:
-            os.close(self.source)
-            self.training.post(self.training.on_stream_end)
+        except Exception as error:  # no memory
+            self.fail(self.combined, repr(error))
 
     def take(self, block: bytes) -> None:
-        self.last_output = time.monotonic()
-        self.write(self.log, [block])
         if self.after_return and block[:1] == b"\n":
             block = block[1:]
         self.after_return = block[-1:] == b"\r"
@@ -932,7 +968,7 @@ class Tee(threading.Thread):
             self.rest += block
 
     def take_lines(self, block: bytes, end: int) -> None:
-        """Pass on the unfinished line and, up to `end`, the lines of a block; what follows is unfinished now."""
+        """Take the unfinished line and, up to `end`, the lines of a block; what follows is unfinished now."""
         mark = stamp(self.label)
         stamped = block.replace(b"\n", b"\n" + mark)
         first, self.rest = self.rest, block[end:]
@@ -942,7 +978,9 @@ class Tee(threading.Thread):
             name = f"{self.training.experiment.name}: " if self.training.batch.slots > 1 else ""
             self.training.batch.console.copy(name, first + block[:end])
         if self.label == "STDOUT":
-            evaluations = self.training.result.metrics.read(first + block if first else block, len(first) + end)
+            read = self.training.result.metrics.read
+            cut = block.find(b"\n") + 1 if first else 0
+            evaluations = read(first + block[:cut]) + read(block, cut, end)
             if evaluations:
                 self.evaluations.extend(evaluations)
                 self.training.post(self.training.on_evaluation)
@@ -959,9 +997,12 @@ class Tee(threading.Thread):
             while rest:
                 rest = rest[os.write(log, rest) :]
         except OSError as error:
-            if log not in self.failures:
-                self.failures[log] = str(error.strerror)
-                self.training.post(self.training.on_log_failure)
+            self.fail(log, str(error.strerror))
+
+    def fail(self, log: int, why: str) -> None:
+        if log not in self.failures:
+            self.failures[log] = why
+            self.training.post(self.training.on_log_failure)
 
 
 class Training:
@@ -1592,7 +1633,7 @@ class Curve:
                     self.start_over(file)
                 log.seek(self.offset)
                 end = min(status.st_size, self.offset + limit)  # a trainer that writes faster can't hold this up
-                while self.offset < end and (block := log.read(1 << 20)):
+                while self.offset < end and (block := log.read(BLOCK)):
                     self.offset += len(block)
                     self.take(self.rest + block)
         except OSError:
@@ -1600,8 +1641,9 @@ class Curve:
 
     def take(self, data: bytes) -> None:
         end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        self.evaluations.take(data, end)
-        self.iterations.take(data, end)
+        if data.rfind(b"loss ", 0, end) >= 0:
+            self.evaluations.take(data, end)
+            self.iterations.take(data, end)
         self.rest = data[end:][-LINE_LIMIT:]
 
     def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
@@ -1739,7 +1781,7 @@ def write_report(
 ) -> str:
     """Write a batch's report.html, with what its logs hold by now; returns its path. Raises OSError."""
     for each in sorted(results, key=rank)[:MAX_CURVES]:
-        if each.attempts:
+        if each.attempts and (each.metrics.step is not None or each.status not in ("completed", "failed")):
             curve = curves.setdefault(each.config_name, Curve())
             curve.update(os.path.join(folder, each.config_name, LOGS["stdout"]), limit)
     rows = rows_of(results)
@@ -2099,7 +2141,7 @@ if (data.reload) setTimeout(again, 1000 * data.reload);
 
 def config_sha256(path: str) -> Optional[str]:
     with contextlib.suppress(OSError), open(path, "rb", opener=open_read) as file:
-        return hashlib.sha256(file.read()).hexdigest()
+        return sha256(file.read())
     return None
 
 
@@ -2532,7 +2574,7 @@ class Batch:
         return {
             "config_name": experiment.name,
             "config_path": experiment.config,
-            "config_sha256": hashlib.sha256(source).hexdigest(),
+            "config_sha256": sha256(source),
             "command": command,
             "command_line": shell_line(command),
             "train_script": self.options.train_script,

@@ -306,7 +306,6 @@ live_on()
         self.assert_all_ended(1)
         self.assertEqual(self.statuses(), {"deaf": "interrupted"})
 
-
     def test_the_same_signal_again_at_once_is_the_echo_of_the_first_and_not_a_second_one(self) -> None:
         """`timeout` sends TERM to the runner and then to its whole group; a terminal's Ctrl+C may come twice as well."""
         for number, later, hurried in (
