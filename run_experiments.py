@@ -1786,10 +1786,11 @@ def write_report(
             curve.update(os.path.join(folder, each.config_name, LOGS["stdout"]), limit)
     rows = rows_of(results)
     for row, each in zip(rows, results):
-        names = (*LOGS.values(), "config_used.py", "experiment_metadata.json", "experiment_result.json")
+        files = {**LOGS, "config": "config_used.py", "metadata": "experiment_metadata.json"}
+        files.update({} if each.status == "running" else {"result": "experiment_result.json"})
         row["attempts"] = each.attempts if each.attempts > 1 else None
         row["error"] = row["error"] or (row["hint"] if each.status == "completed" else None)
-        row["files"] = [(name.split(".")[0], f"{each.config_name}/{name}") for name in names] if each.attempts else []
+        row["files"] = [(name, f"{each.config_name}/{file}") for name, file in files.items() if each.attempts]
     charts = page_charts(results, summary.get("sweep"), curves)
     best = {row["name"] for row in rows if row["best"]}
     for line in charts["curves"]:
