@@ -195,6 +195,32 @@ class LiveTest(RunnerCase):
         terminal = self.on_terminal("--configs", "one.py", "--quiet")
         self.assertEqual((terminal.ended(), terminal.raw), (0, b""))
 
+    def test_with_stdout_in_a_pipe_there_is_no_block_that_its_lines_could_tear(self) -> None:
+        self.config("one", STEPS)
+        terminal = self.on_terminal("sh", "-c", f"{sys.executable} {RUNNER} --configs one.py | cat")
+        self.go("on")
+        terminal.wait(r"one: step 50")
+        self.go("go")
+        self.assertEqual(terminal.ended(), 0)
+        self.assertNotIn(b"\x1b", terminal.raw)
+        self.assertRegex(terminal.screen.text(), r"one: completed after")
+
+    @unittest.skipUnless(shutil.which("bash"), "bash is missing")
+    def test_in_the_background_it_draws_no_block_over_what_the_shell_does(self) -> None:
+        self.config("one", STEPS)
+        terminal = self.on_terminal("bash", "--norc", "--noprofile", "-i", PS1="$ ", HISTFILE="")
+        terminal.wait(r"(?m)^\$")
+        terminal.type(f"{sys.executable} {RUNNER} --configs one.py &\n".encode())
+        self.go("on")
+        terminal.wait(r"one: step 50")
+        self.assertNotIn(b"1 running", terminal.raw)
+        terminal.type(b"fg\n")
+        self.assert_one_block(terminal.wait(r"one +iter 50/100.*\n1 running"), 1)
+        self.go("go")
+        terminal.wait(r"1 completed\n")
+        terminal.type(b"exit\n")
+        self.assertEqual(terminal.ended(), 0)
+
     def test_with_stdout_in_a_file_the_block_is_on_the_terminal_and_the_file_is_plain(self) -> None:
         self.config("one", STEPS)
         terminal = self.on_terminal("sh", "-c", f"exec {sys.executable} {RUNNER} --configs one.py >out.txt")

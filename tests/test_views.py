@@ -16,6 +16,7 @@ import termios
 import time
 import unittest
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import run_experiments as runner
@@ -86,7 +87,7 @@ class TerminalTest(RunnerCase):
         """Take in what the terminal shows within a moment; false at its end."""
         if select.select([terminal], [], [], 0.05)[0]:
             try:
-                data = os.read(terminal, 65536).decode()
+                data = os.read(terminal, 65536).decode(errors="replace")  # a letter may be cut in two
             except OSError:
                 return False
             self.raw += data
@@ -255,7 +256,8 @@ class StatusTest(RunnerCase):
         )
         self.assertEqual((row["step"], row["train_loss"], row["val_loss"]), (5, "nan", 2.0))
 
-    def test_ten_thousand_experiments_are_shown(self) -> None:
+    def many(self) -> Path:
+        """A batch of ten thousand experiments, as its summary tells it."""
         folder = self.dir / "experiments" / "experiment_20240128_143022"
         folder.mkdir(parents=True)
         result = {
@@ -265,11 +267,43 @@ class StatusTest(RunnerCase):
         }
         results = {f"run_{number}": result for number in range(10_000)}
         (folder / "experiment_summary.json").write_text(json.dumps({"state": "finished", "results": results}))
+        return folder
+
+    def test_ten_thousand_experiments_are_shown(self) -> None:
+        folder = self.many()
         out = self.run_runner("--status", expect=0).stdout
         self.assertEqual(len(out.splitlines()), 10_002)
         self.assertIn("10000 completed", out)
         self.run_runner("--report", expect=0)
         self.assertGreater((folder / "report.html").stat().st_size, 10**6)
+
+    def test_all_is_printed_also_into_a_pipe_that_does_not_block_and_is_read_late(self) -> None:
+        self.many()
+        source, sink = os.pipe()
+        os.set_blocking(sink, False)
+        process = self.start("--status", stdout=sink)
+        wait_for(lambda: self.waiting_bytes(source) > 4096, "the table")
+        os.close(sink)
+        with open(source, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+        self.assertEqual((process.wait(PATIENCE), len(lines)), (0, 10_002))
+
+    @staticmethod
+    def waiting_bytes(pipe: int) -> int:
+        return int(struct.unpack("i", fcntl.ioctl(pipe, termios.FIONREAD, b"\0" * 4))[0])
+
+    def test_a_reader_that_has_seen_enough_and_a_full_disk_are_no_traceback(self) -> None:
+        self.many()
+        source, sink = os.pipe()
+        os.close(source)
+        process = self.start("--status", stdout=sink)
+        os.close(sink)
+        self.assertEqual((process.communicate(timeout=PATIENCE)[1], process.returncode), ("", 0))
+        if os.path.exists("/dev/full"):
+            with open("/dev/full", "w") as full:
+                process = self.start("--status", "--json", stdout=full)
+            self.assertRegex(process.communicate(timeout=PATIENCE)[1], r"^error: can't write to stdout: .*\n$")
+            self.assertEqual(process.returncode, 2)
 
 
 class EtaTest(unittest.TestCase):
