@@ -321,8 +321,8 @@ WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no":
 USUAL = {  # settings with an option of their own: an example of their type, where the trainer doesn't tell
     "batch_size": 8,
     "wandb_project": "",
-    "wandb_log": False,
     "wandb_enabled": False,
+    "wandb_log": False,  # what the trainer calls it, and no option
     "device": "",
     "compile": False,
     "max_iters": 1000,
@@ -350,7 +350,9 @@ class Script:
 def read_literal(node: ast.expr) -> Any:
     """The value of a literal or of plain arithmetic on numbers (`5 * 8`), else UNKNOWN."""
     try:
-        return fold(node)
+        value = fold(node)
+        repr(value)  # raises ValueError for a number of thousands of digits
+        return value
     except (ValueError, TypeError, ArithmeticError, RecursionError):
         return UNKNOWN
 
@@ -483,13 +485,12 @@ def read_number(text: str) -> Union[int, float]:
 
 def plain_value(form: str, strict: bool, default: Any = "") -> Any:
     """What a value in the trainer's form means, for JSON and tables; as a text it gives the same form again."""
-    try:
+    with contextlib.suppress(Exception):
         value = read_as_configurator(form)
-    except Exception:
-        return form
-    if isinstance(value, str):
-        return value if trainer_form(value, default, strict) == form else form
-    return value if isinstance(value, (bool, int, float)) and repr(value) == form else form
+        if isinstance(value, str):
+            return value if trainer_form(value, default, strict) == form else form
+        return value if isinstance(value, (bool, int, float)) and repr(value) == form else form
+    return form
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:
@@ -2498,14 +2499,16 @@ class Batch:
             self.obstacle = why
             self.say(f"error: {why}; nothing more is started")
 
-    def save(self, path: str, value: Any) -> None:
+    def save(self, path: str, value: Any) -> bool:
         """Write one of the runner's own files; a disk that is full stops the batch, not the program."""
         try:
             if os.path.dirname(path) != self.folder:
                 refuse_link(os.path.dirname(path))
             write_file(path, value) if isinstance(value, bytes) else write_json(path, value)
+            return True
         except OSError as error:
             self.on_write_error(path, error)
+            return False
 
     def on_write_error(self, path: str, error: OSError) -> None:
         self.say(f"error: can't write {path}: {error.strerror}")
@@ -2650,7 +2653,7 @@ class Batch:
         name = result.config_name
         if result.status in FAILURES:
             self.failed.add(name)
-        with contextlib.suppress(FileExistsError, FileNotFoundError):  # of one that could not be started
+        with contextlib.suppress(OSError):  # it is there, unless the experiment could not be started
             os.mkdir(os.path.join(self.folder, name))
         self.save(os.path.join(self.folder, name, "experiment_result.json"), to_json(result))
         parts = [f"{name}: {result.status} after {show_duration(result.duration_seconds)}"]
@@ -2668,7 +2671,7 @@ class Batch:
         self.summary_due = min(self.summary_due, self.summary_earliest)
         self.report_due = min(self.report_due, self.report_earliest)
 
-    def write_summary(self) -> None:
+    def write_summary(self) -> bool:
         began = time.monotonic()
         for name in self.unwritten:
             self.lines[name] = f"  {json.dumps(name)}: {json.dumps(to_json(self.results[name]))}"
@@ -2677,19 +2680,21 @@ class Batch:
         self.head["duration_seconds"] = round(began - self.began, 3)
         head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.head.items())
         lines = ",\n".join(self.lines[name] for name in self.plan)
-        self.save(os.path.join(self.folder, SUMMARY), f'{{\n{head} "results": {{\n{lines}\n }}\n}}\n'.encode())
+        text = f'{{\n{head} "results": {{\n{lines}\n }}\n}}\n'
+        saved = self.save(os.path.join(self.folder, SUMMARY), text.encode())
         self.summary_due = math.inf
         self.summary_earliest = time.monotonic() + 20 * (time.monotonic() - began)
+        return saved
 
     def end(self) -> int:
         """Write and say how the batch ended; returns the exit code."""
         counts = count_statuses(self.results.values())
         unfinished = self.stopped_by is not None or counts["pending"]
         self.head.update(state="interrupted" if unfinished else "finished", end_time=now_iso())
-        self.write_summary()
+        saved = self.write_summary()
         self.write_report(math.inf)
         self.console.draw([])
-        all_well = counts["completed"] == len(self.plan) and self.stopped_by is None
+        all_well = saved and counts["completed"] == len(self.plan) and self.stopped_by is None
         self.console.quiet = self.options.quiet and all_well
         for line in table([self.results[name] for name in self.plan]):
             self.say(line)
@@ -2855,66 +2860,33 @@ def build_parser() -> Parser:
         description="Run a nanoGPT-style training script once per config file, and lose nothing.",
         epilog="\n".join(__doc__.splitlines()[1:]),
     )
-    group = parser.add_argument_group("what to run")
-    add = group.add_argument
-    add(
-        "--configs",
-        nargs="+",
-        action="extend",
-        metavar="PATTERN",
-        help='config files and glob patterns ("config/**/*.py")',
-    )
-    add(
-        "--sweep",
-        action=Sweep,
-        metavar="KEY=V1,V2",
-        help="run every config with each of these values; repeat it for a product",
-    )
+    add = parser.add_argument_group("what to run").add_argument
+    patterns = 'config files and glob patterns ("config/**/*.py")'
+    add("--configs", nargs="+", action="extend", metavar="PATTERN", help=patterns)
+    product = "run every config with each of these values; repeat it for a product"
+    add("--sweep", action=Sweep, metavar="KEY=V1,V2", help=product)
     add("--train_script", metavar="PATH", help="the training script (train_run.py)")
     add("--base_out_dir", metavar="DIR", help="where batches go (experiments)")
-    add(
-        "--resume",
-        nargs="?",
-        const="",
-        metavar="DIR",
-        help="continue this batch, or the newest one: all but what is completed",
-    )
-    group = parser.add_argument_group("what to see")
-    add = group.add_argument
+    resumed = "continue this batch, or the newest one: all but what is completed"
+    add("--resume", nargs="?", const="", metavar="DIR", help=resumed)
+    add = parser.add_argument_group("what to see").add_argument
     add("--status", nargs="?", const="", metavar="DIR", help="the table of this batch, or of the newest one")
     add("--json", action="store_true", help="with --status: the same as JSON")
     add("--report", nargs="?", const="", metavar="DIR", help="write the batch's report.html anew and print its path")
     add("--follow", action="store_true", help="copy the training's output to the console")
     add("--quiet", action="store_true", help="print nothing when all goes well")
     add("--dry_run", action="store_true", help="print each command and why it would run; create nothing")
-    group = parser.add_argument_group(
-        "settings of the trainer", "These and any other, for all configs: --n_layer 4, --dropout=0.1"
-    )
-    add = group.add_argument
-    for key, metavar in (
-        ("batch_size", "INT"),
-        ("wandb_project", "STR"),
-        ("wandb_enabled", "true/false"),
-        ("device", "STR"),
-        ("compile", "true/false"),
-        ("max_iters", "INT"),
-        ("learning_rate", "FLOAT"),
-    ):
-        add(f"--{key}", action=Override, type=usual(key), metavar=metavar, dest="overrides")
-    group = parser.add_argument_group("how to run it")
-    add = group.add_argument
+    others = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
+    add = parser.add_argument_group("settings of the trainer", others).add_argument
+    metavars = {bool: "true/false", str: "STR", int: "INT", float: "FLOAT"}
+    for key in [key for key in USUAL if key != "wandb_log"]:
+        add(f"--{key}", action=Override, type=usual(key), metavar=metavars[type(USUAL[key])], dest="overrides")
+    add = parser.add_argument_group("how to run it").add_argument
     add("--jobs", type=count(1), metavar="N", help="experiments at a time (1)")
-    add(
-        "--devices",
-        type=lambda text: text.split(","),
-        metavar="D1,D2",
-        help="one experiment at a time on each of these; auto: all GPUs",
-    )
-    add(
-        "--launcher",
-        metavar="CMD",
-        help="stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in",
-    )
+    each = "one experiment at a time on each of these; auto: all GPUs"
+    add("--devices", type=lambda text: text.split(","), metavar="D1,D2", help=each)
+    before = "stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in"
+    add("--launcher", metavar="CMD", help=before)
     add("--timeout", type=duration, metavar="TIME", help="end an attempt after this time: 90, 30m, 2h, 1d12h")
     add("--stall", type=duration, metavar="TIME", help="end an attempt that has printed nothing for this time")
     add("--retries", type=count(0), metavar="N", help="take a failed experiment up again, at most N times (0)")
@@ -2931,8 +2903,10 @@ def parse(argv: Sequence[str], options: Options) -> Options:
     parser = build_parser()
     words: list[str] = []
     for word in argv[:end]:
-        name, equals, _ = word.partition("=")
+        name, equals, value = word.partition("=")
         if name.startswith("--"):
+            if value == "--":  # argparse drops it
+                raise UsageError(f"{name}: not a value: --")
             with contextlib.suppress(argparse.ArgumentError):  # known: the runner's own, or seen before
                 parser.add_argument(name, action=Override, dest="overrides", help=argparse.SUPPRESS)
                 if not name[2:].isidentifier():
@@ -3166,7 +3140,7 @@ def resume_batch(given: Options, argv: Sequence[str]) -> int:
     plan = [plan_again(planner, options, folder, result, notes.append) for result in results.values()]
     if given.dry_run:
         return dry_run(options, planner, folder, plan, results, [f"# {clean(note)}" for note in notes])
-    if all(each.status == "completed" for each in results.values()):
+    if summary.get("state") == "finished" and all(each.status == "completed" for each in results.values()):
         Console(given.quiet).lines([*notes, f"{folder}: all {len(results)} experiments are completed, nothing to do"])
         return 0
     for each in results.values():

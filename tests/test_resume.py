@@ -203,6 +203,18 @@ class HowTest(ResumeCase):
 
 
 class RefusalTest(ResumeCase):
+    def test_a_batch_whose_last_summary_could_not_be_written_gets_it_and_nothing_runs_again(self) -> None:
+        self.config("a", "open('runs', 'a').write('x')")
+        self.run_runner("--configs", "a.py", expect=0)
+        path = self.batch() / "experiment_summary.json"
+        summary = self.json(path)
+        summary["state"], summary["results"]["a"]["status"] = "running", "running"
+        path.write_text(json.dumps(summary))
+        self.resume()
+        summary = self.json(path)
+        self.assertEqual((summary["state"], summary["results"]["a"]["status"]), ("finished", "completed"))
+        self.assertEqual((self.dir / "runs").read_text(), "x")
+
     def test_a_finished_batch_is_left_alone(self) -> None:
         self.config("a")
         self.run_runner("--configs", "a.py", expect=0)

@@ -1,0 +1,139 @@
+"""A disk that fails: each of the runner's own calls that changes a file fails once, or from there on for good.
+
+    WRITE_SEED=7 WRITE_CASES=1000 python3 -m unittest tests.test_every_write
+
+The seed is printed; the same seed picks the same cases, and so many cases are all there are.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+from tests.support import PATIENCE, RUNNER, RunnerCase
+
+SEED = int(os.environ.get("WRITE_SEED") or random.SystemRandom().randrange(10**6))
+CASES = int(os.environ.get("WRITE_CASES") or 40)
+
+DRIVER = r"""
+import builtins, errno, os, sys, threading
+
+sys.path.insert(0, os.path.dirname(sys.argv[1]))
+import run_experiments
+
+nth, error, lasting = int(sys.argv[2]), getattr(errno, sys.argv[3]), sys.argv[4] == "lasting"
+calls, lock = [], threading.Lock()
+
+def count(name):
+    with lock:
+        calls.append(name)
+        if nth and (len(calls) == nth or lasting and len(calls) > nth):
+            raise OSError(error, os.strerror(error))
+
+def faulty(name, counts=lambda *args: True):
+    call = getattr(os, name)
+    def called(*args, **kwargs):
+        if counts(*args):
+            count(name)
+        return call(*args, **kwargs)
+    setattr(os, name, called)
+
+class File:
+    def __init__(self, file):
+        self.file = file
+    def __enter__(self):
+        return self
+    def __exit__(self, *_):
+        self.file.close()
+    def __getattr__(self, name):
+        if name in ("write", "flush"):
+            count(name)
+        return getattr(self.file, name)
+
+def faulty_open(file, mode="r", *args, **kwargs):
+    opened = builtins.open(file, mode, *args, **kwargs)
+    return File(opened) if "w" in mode else opened
+
+for name in ("writev", "fsync", "replace", "rename", "mkdir", "makedirs", "symlink", "ftruncate", "unlink"):
+    faulty(name)
+faulty("write", lambda descriptor, _: descriptor > 2)
+faulty("open", lambda path, flags, *_: flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull)
+run_experiments.open = faulty_open
+sys.argv[:] = sys.argv[1:2] + sys.argv[5:]
+code = run_experiments.main()
+with builtins.open("calls", "w") as file:
+    file.write("\n".join(calls))
+sys.exit(code)
+"""
+
+
+class EveryWriteTest(RunnerCase):
+    def run_with_fault(self, folder: Path, nth: int, error: str, lasting: str) -> subprocess.CompletedProcess[str]:
+        """A batch of two experiments, in which the nth call fails (0: none)."""
+        folder.mkdir()
+        (folder / "train.sh").write_text("echo of $1; echo error >&2; echo $1 >> started; sleep 0.05\n")
+        for name in "ab":
+            (folder / f"{name}.py").write_text("max_iters = 10\n")
+        command = [sys.executable, "-c", DRIVER, str(RUNNER), str(nth), error, lasting]
+        command += ["--train_script", "train.sh", "--launcher", "sh", "--configs", "a.py", "b.py"]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+
+    def test_each_call_that_changes_a_file_may_fail(self) -> None:
+        whole = self.run_with_fault(self.dir / "whole", 0, "EIO", "once")
+        self.assertEqual((whole.returncode, whole.stderr), (0, ""), whole.stdout)
+        calls = (self.dir / "whole" / "calls").read_text().split("\n")
+        self.assertGreater(len(calls), 60)
+        cases = [
+            (nth, error, how)
+            for nth in range(1, len(calls) + 1)
+            for error in ("EIO", "ENOSPC")
+            for how in ("once", "lasting")
+        ]
+        print(f"\n  WRITE_SEED={SEED} WRITE_CASES={CASES} of {len(cases)}", end=" ", file=sys.stderr, flush=True)
+        if len(cases) > CASES:
+            cases = random.Random(SEED).sample(cases, CASES)
+        for nth, error, how in cases:
+            with self.subTest(nth=nth, error=error, how=how, call=calls[nth - 1], seed=SEED):
+                folder = self.dir / f"{nth}_{error}_{how}"
+                self.check(folder, self.run_with_fault(folder, nth, error, how))
+
+    def check(self, folder: Path, done: subprocess.CompletedProcess[str]) -> None:
+        said = f"{done.stdout}\n{done.stderr}"
+        self.assertIn(done.returncode, (0, 1, 2), said)
+        self.assertNotIn("Traceback", done.stderr)
+        self.assertNotIn("Exception", done.stderr)
+        started = (folder / "started").read_text().split() if (folder / "started").exists() else []
+        if done.returncode == 2:
+            self.assertEqual(started, [])
+            self.assertRegex(done.stderr, r"\Aerror: [^\n]+\n\Z")
+        self.check_results(folder, done.returncode)
+        if any(folder.glob("experiments/experiment_*/experiment_summary.json")):
+            command = [sys.executable, str(RUNNER), "--resume"]
+            again = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+            self.assertEqual((again.returncode, again.stderr), (0, ""), f"{said}\n{again.stdout}")
+            self.check_results(folder, 0)
+
+    def check_results(self, folder: Path, code: int) -> None:
+        """What is written is whole, and what is called complete is."""
+        statuses = []
+        for path in folder.glob("experiments/experiment_*/*/experiment_result.json"):
+            result = json.loads(path.read_text())
+            statuses.append(result["status"])
+            if result["status"] == "completed" and result["log_complete"]:
+                lines = f"of {result['config_path']}\n"
+                self.assertEqual((path.parent / "stdout.log").read_text().count(lines), 1)
+                self.assertEqual((path.parent / "stderr.log").read_text().count("error\n"), 1)
+                self.assertEqual((path.parent / "combined.log").read_text().count(lines), 1)
+        for path in folder.glob("experiments/experiment_*/experiment_summary.json"):
+            results = json.loads(path.read_text())["results"].values()
+            if code == 0:
+                self.assertEqual([each["status"] for each in results], ["completed"] * 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
