@@ -719,7 +719,11 @@ def shell_line(command: Sequence[str]) -> str:
         if text.isprintable():
             return shlex.quote(text)
         plain = set(range(32, 127)) - set(b"'\\")
-        return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in os.fsencode(text)) + "'"
+        try:
+            data = os.fsencode(text)
+        except UnicodeEncodeError:  # no word of a command line, but one of a damaged file
+            data = text.encode(errors="replace")
+        return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in data) + "'"
 
     return " ".join(map(word, command))
 
@@ -764,7 +768,7 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
     """A JSON object from a file, None where there is no file; raises ValueError where it holds anything else."""
     try:
         with open(path, "rb", opener=open_read) as file:
-            value = json.loads(file.read())
+            value = json.loads(file.read(), parse_float=finite, parse_constant=str)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -772,6 +776,11 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object")
     return value
+
+
+def finite(text: str) -> Union[float, str]:
+    """A number as JSON has it; 1e999 stays a text, as nan and inf are."""
+    return float(text) if math.isfinite(float(text)) else text
 
 
 def free_bytes(folder: str) -> int:
@@ -1430,8 +1439,8 @@ def table(results: Sequence[Result]) -> list[str]:
         times = [show_duration(row["duration_seconds"]), show_duration(left) if left is not None else ""]
         settings = [show_value(row["settings"][key]) if key in row["settings"] else "" for key in keys]
         error = row["error"] or ("loss is not finite" if row["status"] == "completed" and row["hint"] else "")
-        cells = [clean(row["name"]), row["status"], row["progress"], *losses, *times, row["device"] or "", *settings]
-        lines.append([*cells, clean(error)])
+        cells = [row["name"], row["status"], row["progress"], *losses, *times, row["device"] or "", *settings, error]
+        lines.append(list(map(clean, cells)))
     filled = [column for column in zip(*lines) if any(column[1:])]
     widths = [max(map(len, column)) for column in filled]
     right = [column[0] in ("step", "val loss", "best val loss", "duration", "ETA") for column in filled]
@@ -2212,8 +2221,9 @@ def move_aside(folder: str, attempt: int) -> None:
 def catch_up(result: Result, folder: str, held: bool) -> Result:
     """A result as the experiment's own files tell it, which may be newer than the summary."""
     own = read_own(folder, "experiment_result.json")
-    if own and from_json(Result, own).attempts >= result.attempts:
-        result = from_json(Result, {**own, "config_name": result.config_name})
+    latest = from_json(Result, {**own, "config_name": result.config_name})
+    if own and latest.status in COUNTS and latest.attempts >= result.attempts:
+        result = latest
     metadata = read_own(folder, "experiment_metadata.json")
     attempt = metadata.get("attempt")
     result.attempts = max([result.attempts, *(int(name[8:]) for name in names_in(folder, r"attempt_\d{1,6}"))])
@@ -2768,7 +2778,7 @@ def outlived(name: str, folder: str, grace: float) -> Optional[str]:
     """What to say where a training of a dead runner still runs here; it gets the grace to end by itself."""
     metadata = read_own(folder, "experiment_metadata.json")
     pid, started = metadata.get("pid"), metadata.get("pid_started")
-    if not isinstance(pid, int) or pid < 2 or metadata.get("hostname") != os.uname().nodename:
+    if not isinstance(pid, int) or not 1 < pid < 1 << 31 or metadata.get("hostname") != os.uname().nodename:
         return None
     for _ in range(int(min(grace, GRACE) * 10) + 1):
         now = started_at(pid)

@@ -8,6 +8,7 @@ The seed is printed; the same seed makes the same cases.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 import unittest
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -410,6 +412,17 @@ await_file("go")
 # ------------------------------------------------------------------------------ a batch that was tampered with
 
 
+@contextlib.contextmanager
+def deeply() -> Iterator[None]:
+    """For what is nested as deeply as the runner reads it, but at the depth of a test's own stack."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 def nested(depth: int, kind: str) -> Any:
     value: Any = 1
     for _ in range(depth):
@@ -467,7 +480,8 @@ class BatchCase(HostileCase):
         code, out, err = self.call("--status", relative, "--json", spawns=False)
         self.assert_decent(code, out, err, codes=(0, 2))
         if code == 0:
-            json.loads(out, parse_constant=self.fail)
+            with deeply():
+                json.loads(out, parse_constant=self.fail)
         code, out, err = self.call("--report", relative, spawns=False)
         self.assert_decent(code, out, err, codes=(0, 2))
         if code == 0:
@@ -563,12 +577,8 @@ class DamageTest(BatchCase):
             value = json.loads(text)
             for _ in range(chance.choice((1, 1, 1, 2, 5, 20))):
                 self.mutate(value)
-            limit = sys.getrecursionlimit()
-            sys.setrecursionlimit(20_000)  # for what is nested deeply
-            try:
+            with deeply():
                 return json.dumps(value).encode()
-            finally:
-                sys.setrecursionlimit(limit)
         data = bytearray(text.encode())
         if how < 0.82:
             return bytes(data[: chance.randrange(len(data))])
