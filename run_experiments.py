@@ -792,10 +792,17 @@ class BatchHeld(Exception):
     """Another runner has the batch; its text says who."""
 
 
+def open_own(folder: str, name: str, flags: int) -> int:
+    """Open a file of the batch's own to write to it; raises UsageError where that can't be done."""
+    try:
+        return os.open(os.path.join(folder, name), flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        raise UsageError(f"can't write to the batch: {os.path.join(folder, name)}: {error.strerror}") from None
+
+
 def hold_batch(folder: str) -> Optional[int]:
     """Take the batch's lock, which the kernel drops when this process ends; None where the disk knows no locks."""
-    path = os.path.join(folder, "runner.lock")
-    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+    lock = open_own(folder, "runner.lock", os.O_RDWR)
     for tries in range(20):  # a reader that looks whether the lock is free holds it for an instant
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -816,7 +823,7 @@ def hold_batch(folder: str) -> Optional[int]:
 def is_held(folder: str) -> bool:
     """Whether a living runner holds the batch."""
     try:
-        lock = os.open(os.path.join(folder, "runner.lock"), os.O_RDONLY | os.O_NOFOLLOW)
+        lock = open_read(os.path.join(folder, "runner.lock"), os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return False
     try:
@@ -884,7 +891,7 @@ def signal_name(number: int) -> str:
 
 
 def open_log(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def stamp(label: str) -> bytes:
@@ -1301,8 +1308,12 @@ def names_in(folder: str, pattern: str) -> list[str]:
 
 
 def open_read(path: str, flags: int) -> int:
-    """For open(): a pipe in a file's place doesn't block."""
-    return os.open(path, flags | os.O_NONBLOCK)
+    """For open(): only a regular file; a pipe in its place would block, a device might never end."""
+    file = os.open(path, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise OSError(errno.EINVAL, "not a regular file", path)
+    return file
 
 
 def read_tail(path: str, size: int = 1 << 16) -> bytes:
@@ -2364,7 +2375,7 @@ class Batch:
         self.summary_earliest = self.report_earliest = 0.0
         self.curves: dict[str, Curve] = {}
         self.head.update(hostname=os.uname().nodename, git=git_state())
-        self.master_log = open_log(os.path.join(folder, "master_log.txt"))
+        self.master_log = open_own(folder, "master_log.txt", os.O_WRONLY | os.O_APPEND)
 
     def run(self) -> int:
         """Run what is waiting; returns the exit code."""
@@ -2744,7 +2755,7 @@ def conclude(result: Result, training: Training) -> None:
 
 def read_metrics(metrics: Metrics, path: str) -> None:
     """Take in a whole stdout.log."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open(path, "rb", opener=open_read) as file:
         rest = b""
         for block in iter(lambda: file.read(BLOCK), b""):
             lines, end, rest = (rest[-LINE_LIMIT:] + block).rpartition(b"\n")
@@ -3037,11 +3048,8 @@ def new_batch(options: Options, argv: Sequence[str]) -> int:
         "working_directory": os.getcwd(),
         "total_experiments": len(plan),
     }
-    try:
-        lock = hold_batch(folder)
-        batch = Batch(options, planner, folder, plan, results, head)
-    except OSError as error:
-        raise UsageError(f"can't write to --base_out_dir: {folder}: {error.strerror}") from None
+    lock = hold_batch(folder)
+    batch = Batch(options, planner, folder, plan, results, head)
     if lock is None:
         batch.say(NO_LOCKS)
     return batch.run()
