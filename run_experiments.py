@@ -275,7 +275,7 @@ def from_json(cls: Callable[[], T], data: dict[str, Any]) -> T:
             kind = kind[9:-1]
         if kind == "Metrics" and isinstance(value, dict):
             setattr(made, item.name, from_json(Metrics, value))
-        elif kind == "float" and value in ("nan", "inf", "-inf"):
+        elif kind == "float" and isinstance(made, Metrics) and value in ("nan", "inf", "-inf"):
             setattr(made, item.name, float(value))
         elif isinstance(value, KINDS.get(kind, ())) and not (isinstance(value, (int, float)) and not abs(value) < 1e15):
             setattr(made, item.name, value)

@@ -27,7 +27,7 @@ from typing import Any
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, is_running, wait_for
 
 SEED = int(os.environ.get("HOSTILE_SEED") or random.SystemRandom().randrange(10**6))
-CASES = int(os.environ.get("HOSTILE_CASES") or 160)
+CASES = int(os.environ.get("HOSTILE_CASES") or 80)
 LINE_MB = int(os.environ.get("HOSTILE_LINE_MB") or 200)
 UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what can paint a terminal
 JUNK = "\udcff\0" * 100_000
