@@ -2990,13 +2990,7 @@ def check(options: Options, planner: Planner) -> None:
 
 def in_words(value: Any) -> Any:
     """A setting's value for JSON: itself where JSON has it, else as Python writes it."""
-    return (
-        value
-        if isinstance(value, (bool, int, str)) or value is None
-        else to_json(value)
-        if isinstance(value, float)
-        else repr(value)
-    )
+    return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 def first_results(plan: Sequence[Experiment], folder: str) -> dict[str, Result]:

@@ -12,9 +12,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 import unittest
 from pathlib import Path
 from typing import Any, Callable, Optional
+
+import run_experiments as runner
 
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
@@ -183,3 +186,54 @@ def working_in(folder: Path) -> list[int]:
             if pid != os.getpid() and os.readlink(each / "cwd") == real and is_running(pid):
                 found.append(pid)
     return found
+
+
+class Forked:
+    """The runner in a fork of this process: it parses, plans and runs as one that was started, but at once."""
+
+    def __init__(self, folder: Path, *args: Any, gate: Optional[tuple[int, int]] = None) -> None:
+        """With a gate, a pipe's two ends, it begins when the last copy of the second end is closed."""
+        self.args, self.code = list(map(str, args)), -1
+        self.streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if not self.pid:
+            code = 70
+            try:
+                for number, stream in enumerate(self.streams, 1):
+                    os.dup2(stream.fileno(), number)
+                if gate:
+                    os.close(gate[1])
+                    os.read(gate[0], 1)
+                os.chdir(folder)
+                sys.argv = ["run_experiments.py", *self.args]
+                code = runner.main(self.args)
+                sys.stdout.flush()
+            except BaseException:
+                os.write(2, traceback.format_exc().encode())
+            finally:
+                os._exit(code)
+
+    def has_ended(self) -> bool:
+        if self.pid:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.pid, self.code = 0, os.waitstatus_to_exitcode(status)
+        return not self.pid
+
+    def end(self) -> None:
+        """End it where a failed test has left it."""
+        if not self.has_ended():
+            os.kill(self.pid, signal.SIGTERM)
+            wait_for(self.has_ended, f"the end of a runner with {self.args}")
+
+    def ended(self) -> subprocess.CompletedProcess[str]:
+        wait_for(self.has_ended, f"the end of a runner with {self.args}")
+        texts = []
+        for stream in self.streams:
+            stream.seek(0)
+            texts.append(stream.read().decode(errors="replace"))
+            stream.close()
+        self.streams = []
+        return subprocess.CompletedProcess(self.args, self.code, *texts)

@@ -15,8 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, TESTS, RunnerCase, is_running, wait_for
-from tests.test_command_line import Forked
+from tests.support import CHILD_TOOLS, TESTS, Forked, RunnerCase, is_running, wait_for
 
 KEPT = "init_from = 'scratch'\nmax_iters = 10\nbatch_size = 8\n"  # a trainer that can continue
 

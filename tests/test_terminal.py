@@ -67,6 +67,11 @@ class LiveTest(RunnerCase):
         self.runners.append(terminal.process)  # type: ignore[arg-type]
         return terminal
 
+    def shell(self) -> Terminal:
+        terminal = self.on_terminal("bash", "--norc", "--noprofile", "-i", PS1="$ ", HISTFILE="")
+        terminal.wait(r"(?m)^\$")
+        return terminal
+
     def assert_one_block(self, text: str, running: int) -> None:
         """The screen ends with a line for each of so many experiments and one for the batch, and has no others."""
         found = OF_BLOCK.findall(text)
@@ -126,8 +131,7 @@ class LiveTest(RunnerCase):
     @unittest.skipUnless(shutil.which("bash"), "bash is missing")
     def test_ctrl_z_gives_the_shell_a_clean_terminal_and_fg_goes_on(self) -> None:
         self.config("one", STEPS)
-        terminal = self.on_terminal("bash", "--norc", "--noprofile", "-i", PS1="$ ", HISTFILE="")
-        terminal.wait(r"(?m)^\$")
+        terminal = self.shell()
         terminal.type(f"{sys.executable} {RUNNER} --configs one.py\n".encode())
         self.assert_one_block(terminal.wait(r"\none +iter 0/100.*\n1 running"), 1)
         terminal.type(b"\x1a")
@@ -208,8 +212,7 @@ class LiveTest(RunnerCase):
     @unittest.skipUnless(shutil.which("bash"), "bash is missing")
     def test_in_the_background_it_draws_no_block_over_what_the_shell_does(self) -> None:
         self.config("one", STEPS)
-        terminal = self.on_terminal("bash", "--norc", "--noprofile", "-i", PS1="$ ", HISTFILE="")
-        terminal.wait(r"(?m)^\$")
+        terminal = self.shell()
         terminal.type(f"{sys.executable} {RUNNER} --configs one.py &\n".encode())
         self.go("on")
         terminal.wait(r"one: step 50")
