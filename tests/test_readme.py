@@ -19,6 +19,12 @@ from tests.support import PATIENCE, ROOT
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 THIS_RUN = "python3 -m unittest"  # the one command that can't be run here: it is what runs this test
+SOMEWHERE_ELSE = {  # what other machines have: it starts the training script with this Python
+    "nvidia-smi": "echo GPU 0: one; echo GPU 1: two",
+    **dict.fromkeys(
+        ("torchrun", "docker", "srun"), 'while [ "${1##*/}" != train_run.py ]; do shift; done; exec python3 "$@"'
+    ),
+}
 NOT_OURS = (".*", "__pycache__", "*.egg-info", "build", "experiments", "quick_test")  # what a clone doesn't have
 
 
@@ -43,17 +49,21 @@ class CommandTest(unittest.TestCase):
         cls.directory = Path(tempfile.mkdtemp(prefix="run_experiments_test_"))
         cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
         shutil.copytree(ROOT, cls.directory / "clone", ignore=shutil.ignore_patterns(*NOT_OURS))
-        python = cls.directory / "bin" / "python3"  # the one that runs this test
-        python.parent.mkdir()
-        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-        python.chmod(0o755)
+        cls.program("bin/python3", f'exec "{sys.executable}" "$@"')  # the one that runs this test
 
-    def run_block(self, block: str) -> None:
-        path = f"{self.directory / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    @classmethod
+    def program(cls, name: str, code: str) -> None:
+        path = cls.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{code}\n")
+        path.chmod(0o755)
+
+    def run_block(self, block: str, folder: str = "clone", programs: str = "bin") -> None:
+        path = os.pathsep.join([str(self.directory / programs), str(self.directory / "bin"), os.environ["PATH"]])
         done = subprocess.run(
             ["bash", "-e", "-o", "pipefail", "-c", block],
-            cwd=self.directory / "clone",
-            env={**os.environ, "PATH": path},
+            cwd=self.directory / folder,
+            env={**os.environ, "PATH": path, "HOME": str(self.directory / "home")},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -80,6 +90,26 @@ class CommandTest(unittest.TestCase):
         self.assertTrue([line for line in first if line.startswith("python3 run_experiments.py --configs ")])
         self.assertIn(THIS_RUN, first)
         self.assertTrue([line for line in first if "experiment_summary.json" in line])
+
+    @unittest.skipUnless(shutil.which("bash"), "bash is missing")
+    def test_commands_for_other_machines_work_as_written_where_these_are_played(self) -> None:
+        repository = self.directory / "home" / "my_repository"
+        (repository / "config").mkdir(parents=True)
+        for name in "ab":
+            (repository / "config" / f"{name}.py").write_text("max_iters = 2\n")
+        (repository / "train_run.py").write_text(
+            "out_dir, device, batch_size, max_iters = 'out', 'cpu', 12, 5\nexec(open('configurator.py').read())\n"
+            "print(f'step {max_iters}: train loss 1.0, val loss 1.0')\n"
+        )
+        shutil.copy(ROOT / "tests" / "configurator.py", repository)
+        for name, code in SOMEWHERE_ELSE.items():
+            self.program(f"elsewhere/{name}", code)
+        played = [block for block in blocks("sh") if re.search(r"(?m)^(\w+=\S+ )?python3 run_experiments.py", block)]
+        played = [block for block in played if "#SBATCH" not in block]  # that one test_slurm runs
+        self.assertEqual(len(played), 5)
+        for block in played:
+            with self.subTest(block=block):
+                self.run_block(block, "clone" if "~/" in block else "home/my_repository", "elsewhere")
 
     def test_commands_that_are_not_run_are_valid_shell(self) -> None:
         for block in blocks("sh"):
