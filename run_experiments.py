@@ -2400,36 +2400,26 @@ class Batch:
         """Have signals come as events, through a pipe that Python's own C handler writes and a thread reads.
 
         A handler in Python runs only once the main thread does, and a signal that the kernel gave to another thread
-        doesn't wake it."""
-
-        def handler(number: int, _: Any) -> None:
-            if direct:
-                self.events.put(functools.partial(self.on_signal, number))
-
-        direct = False
-        try:
-            source, sink = os.pipe()
-            os.set_blocking(sink, False)
-            signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
-        except OSError:  # no pipe can be had: second best
-            direct = True
-        for number in (*STOP_SIGNALS, *[signal.SIGTSTP] * self.console.live):
-            if signal.getsignal(number) == signal.SIG_IGN:  # nohup's wish is kept
-                self.ignored.append(number)
-                if signal_name(number) != f"SIG{self.options.stop_signal}":
-                    continue  # else a training would inherit that it is ignored, and not hear the runner
-            signal.signal(number, handler)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+        doesn't wake it. Raises UsageError where no pipe or thread can be had: no training could start either."""
 
         def pass_on() -> None:
             while True:
                 self.events.put(functools.partial(self.on_signal, os.read(source, 1)[0]))
 
         try:
-            if not direct:
-                threading.Thread(target=pass_on, name="signals", daemon=True).start()
-        except RuntimeError:  # nor a thread
-            direct = True
+            source, sink = os.pipe()
+            os.set_blocking(sink, False)
+            signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+            threading.Thread(target=pass_on, name="signals", daemon=True).start()
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"no room for the runner's own pipe and thread: {error}") from None
+        for number in (*STOP_SIGNALS, *[signal.SIGTSTP] * self.console.live):
+            if signal.getsignal(number) == signal.SIG_IGN:  # nohup's wish is kept
+                self.ignored.append(number)
+                if signal_name(number) != f"SIG{self.options.stop_signal}":
+                    continue  # else a training would inherit that it is ignored, and not hear the runner
+            signal.signal(number, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def refresh_views(self) -> None:
         """Write the summary and the page, draw the live block, where one is due."""
