@@ -58,6 +58,7 @@ LINGER = 2.0  # seconds that the rest of a group gets once its leader has exited
 DRAIN = 2.0  # seconds that the readers get for the end of the streams once the group is gone
 BLOCK = PIPE_SIZE = 1 << 18  # bytes read from a stream at a time; larger ones are no faster, and take memory
 LINE_LIMIT = 1 << 16  # bytes of an unfinished line that are kept back from combined.log
+APPEND = os.O_WRONLY | os.O_APPEND
 MIN_FREE = 100 << 20  # bytes of free disk below which no experiment is launched
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LOGS = {name: f"{name}.log" for name in ("stdout", "stderr", "combined")}
@@ -792,10 +793,10 @@ class BatchHeld(Exception):
     """Another runner has the batch; its text says who."""
 
 
-def open_own(folder: str, name: str, flags: int) -> int:
+def open_own(folder: str, name: str, flags: int = APPEND) -> int:
     """Open a file of the batch's own to write to it; raises UsageError where that can't be done."""
     try:
-        return os.open(os.path.join(folder, name), flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        return open_log(os.path.join(folder, name), flags)
     except OSError as error:
         raise UsageError(f"can't write to the batch: {os.path.join(folder, name)}: {error.strerror}") from None
 
@@ -890,8 +891,9 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def open_log(path: str) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+def open_log(path: str, flags: int = APPEND) -> int:
+    """Open a file to write to it; no link is followed, and no pipe in its place is waited for."""
+    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
 
 
 def stamp(label: str) -> bytes:
@@ -2375,7 +2377,7 @@ class Batch:
         self.summary_earliest = self.report_earliest = 0.0
         self.curves: dict[str, Curve] = {}
         self.head.update(hostname=os.uname().nodename, git=git_state())
-        self.master_log = open_own(folder, "master_log.txt", os.O_WRONLY | os.O_APPEND)
+        self.master_log = open_own(folder, "master_log.txt")
 
     def run(self) -> int:
         """Run what is waiting; returns the exit code."""

@@ -412,9 +412,9 @@ print("the last line")
         return int(self.json(self.batch() / name / "experiment_metadata.json")["pid"] or 0)
 
     def leader_has_gone(self, name: str) -> bool:
-        path = self.batch() / name / "experiment_metadata.json" if self.pids(1) else Path()
-        pid = self.json(path)["pid"]
-        return pid is not None and not is_running(pid)
+        self.pids(1)  # before that there may be no metadata
+        pid = self.metadata_pid(name)
+        return pid > 0 and not is_running(pid)
 
     @unittest.skipUnless(
         sys.platform == "linux" and shutil.which("setpriv"), "needs util-linux's setpriv (and so does the promise)"

@@ -72,6 +72,13 @@ class LiveTest(RunnerCase):
         terminal.wait(r"(?m)^\$")
         return terminal
 
+    def end_in_shell(self, terminal: Terminal) -> None:
+        """Let the training end, see the shell's prompt behind the runner's last line, and leave the shell."""
+        self.go("go")
+        terminal.wait(r"1 completed\n\$")
+        terminal.type(b"exit\n")
+        self.assertEqual(terminal.ended(), 0)
+
     def assert_one_block(self, text: str, running: int) -> None:
         """The screen ends with a line for each of so many experiments and one for the batch, and has no others."""
         found = OF_BLOCK.findall(text)
@@ -141,10 +148,7 @@ class LiveTest(RunnerCase):
         self.go("on")
         terminal.type(b"fg\n")
         self.assert_one_block(terminal.wait(r"\none +iter 50/100.*\n1 running"), 1)
-        self.go("go")
-        terminal.wait(r"1 completed\n\$")
-        terminal.type(b"exit\n")
-        self.assertEqual(terminal.ended(), 0)
+        self.end_in_shell(terminal)
 
     @unittest.skipUnless(shutil.which("tmux"), "tmux is missing")
     def test_tmux_shows_one_block_through_resizes_and_none_after_ctrl_c(self) -> None:
@@ -219,10 +223,7 @@ class LiveTest(RunnerCase):
         self.assertNotIn(b"1 running", terminal.raw)
         terminal.type(b"fg\n")
         self.assert_one_block(terminal.wait(r"one +iter 50/100.*\n1 running"), 1)
-        self.go("go")
-        terminal.wait(r"1 completed\n")
-        terminal.type(b"exit\n")
-        self.assertEqual(terminal.ended(), 0)
+        self.end_in_shell(terminal)
 
     def test_with_stdout_in_a_file_the_block_is_on_the_terminal_and_the_file_is_plain(self) -> None:
         self.config("one", STEPS)
