@@ -44,6 +44,8 @@ def fork_off(what, *args):
         finally:
             os._exit(0)
 """  # what a config's code may begin with
+ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f"  # a terminal's commands, which none must get
+UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what can paint a terminal
 PATIENCE = 60.0  # seconds: how long a test waits for what must come; never how long something may take
 
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import json
 import math
 import tempfile
 import unittest
 from pathlib import Path
 from typing import Any, Optional
-from unittest import mock
 
-import run_experiments as runner
-from tests.browser import CHROMIUM, Browser
-from tests.support import wait_for
+from tests.slow._chromium import CHROMIUM, Browser
+from tests.support import Forked, wait_for
 
 OWNED = "window.owned=1"
 HOSTILE = (
@@ -26,13 +26,13 @@ HOSTILE = (
 
 
 class Case:
-    """A batch that is written straight to disk, and its page."""
+    """A batch as it lies on disk, and its page as --report writes it."""
 
     def __init__(self, folder: Path, state: str = "finished", sweep: Optional[dict[str, Any]] = None) -> None:
         self.folder = folder
         self.summary: dict[str, Any] = {"state": state, "sweep": sweep or {}, "command": ["run", "--configs", "*.py"]}
-        self.summary.update(start_time=runner.now_iso(), duration_seconds=90.0, hostname="here")
-        self.results: list[runner.Result] = []
+        self.summary.update(start_time="2024-01-28T14:30:22.000+00:00", duration_seconds=90.0, hostname="here")
+        self.results: dict[str, Any] = {}
 
     def add(self, name: str, *losses: float, status: str = "completed", **values: Any) -> None:
         """An experiment with one evaluation every 10 steps."""
@@ -40,13 +40,23 @@ class Case:
         log.parent.mkdir(parents=True)
         lines = [f"step {10 * at}: train loss {loss + 0.1}, val loss {loss}\n" for at, loss in enumerate(losses)]
         log.write_text("".join(lines))
-        metrics = runner.Metrics()
-        metrics.read(log.read_bytes())
+        metrics: dict[str, Any] = {}
+        if losses:
+            metrics = {"step": 10 * len(losses) - 10, "val_loss": in_json(losses[-1])}
+            best = [(loss, 10 * at) for at, loss in enumerate(losses) if math.isfinite(loss)]
+            metrics["best_val_loss"], metrics["best_step"] = min(best, default=(None, None))
         values = {"duration_seconds": 60.0, "attempts": int(status != "pending"), "max_iters": 100, **values}
-        self.results.append(runner.Result(config_name=name, status=status, metrics=metrics, **values))
+        self.results[name] = {"config_name": name, "status": status, "metrics": metrics, **values}
 
     def page(self) -> Path:
-        return Path(runner.write_report(str(self.folder), self.summary, self.results, {}))
+        (self.folder / "experiment_summary.json").write_text(json.dumps({**self.summary, "results": self.results}))
+        done = Forked(self.folder, "--report", ".").ended()
+        assert done.returncode == 0, done.stderr
+        return self.folder / "report.html"
+
+
+def in_json(loss: float) -> Any:
+    return loss if math.isfinite(loss) else str(loss)
 
 
 @unittest.skipUnless(CHROMIUM, "Chromium is missing")
@@ -86,6 +96,18 @@ class PageTest(unittest.TestCase):
         self.browser.click(f"thead th:nth-child({number}) button")
         return number
 
+    def hold(self, case: Case) -> None:
+        """Hold the batch's lock, as if its runner lived."""
+        lock = open(case.folder / "runner.lock", "w")  # noqa: SIM115
+        self.addCleanup(lock.close)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+    @staticmethod
+    def hasty(page: Path) -> Path:
+        """Let a page read itself anew five times a second."""
+        page.write_text(page.read_text().replace('"reload":10', '"reload":0.2'))
+        return page
+
     def wait_for_js(self, condition: str) -> None:
         wait_for(lambda: self.browser.run(condition), condition)
 
@@ -112,6 +134,7 @@ class PageTest(unittest.TestCase):
         case = Case(self.dir / "none", state="running")
         case.add("a", status="running")
         case.add("b", status="pending")
+        self.hold(case)
         self.open(case.page())
         self.assertIn("The curves begin with the first evaluation", self.browser.texts("#curves .plot")[0])
         self.assertEqual(self.column(2), ["running", "pending"])
@@ -247,18 +270,14 @@ class PageTest(unittest.TestCase):
     def test_the_page_of_a_running_batch_shows_what_is_new_by_itself_until_the_end(self) -> None:
         case = self.case(state="running")
         case.add("a", 4.0, status="running")
-        with mock.patch.object(runner, "RELOAD", 0.2):
-            page = case.page()
-            self.open(page)
-            self.assertEqual(self.column(1), ["a"])
-            case.add("b", 3.0)
-            case.page()
-            self.wait_for_js("document.querySelectorAll('tbody').length === 2")
-            case.summary["state"] = "finished"
-            case.page()
+        self.hold(case)
+        page = self.hasty(case.page())
+        self.open(page)
+        self.assertEqual(self.column(1), ["a"])
+        case.add("b", 3.0)
+        self.hasty(case.page())
+        self.wait_for_js("document.querySelectorAll('tbody').length === 2")
+        case.summary["state"] = "finished"
+        case.page()
         self.wait_for_js("document.querySelector('.counts')?.textContent.includes('finished')")
         self.assertIsNone(self.browser.run("data.reload"))
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -12,7 +12,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.slurm.cluster import Cluster
+from tests.slow._cluster import Cluster
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, TESTS, RunnerCase, is_running, wait_for
 
 PYTHON = sys.executable
@@ -76,7 +76,6 @@ class JobsTest(SlurmCase):
         self.assertEqual(self.stop(signal.SIGTERM), 143)
         self.assertEqual(self.result("one")["status"], "interrupted")
 
-    @unittest.skipUnless(shutil.which("setpriv"), "setpriv is missing")
     def test_a_killed_runner_leaves_no_task_and_no_job(self) -> None:
         self.assertEqual(self.stop(signal.SIGKILL), -9)
 
@@ -175,7 +174,3 @@ class BatchScriptTest(SlurmCase):
     def is_completed(self, name: str) -> bool:
         path = self.batch() / name / "experiment_result.json"
         return path.exists() and self.json(path)["status"] == "completed"
-
-
-if __name__ == "__main__":
-    unittest.main()

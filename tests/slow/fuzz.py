@@ -1,6 +1,6 @@
 """Random trees of processes that print random bytes and die in random ways: no byte is lost, no process stays.
 
-    FUZZ_SEED=7 FUZZ_TREES=5000 FUZZ_JOBS=16 python3 -m unittest tests.test_fuzz
+    FUZZ_SEED=7 FUZZ_TREES=5000 FUZZ_JOBS=16 python3 -m unittest tests.slow.fuzz
 
 The seed is printed; the same seed grows the same trees. A failure tells the tree that failed: FUZZ_ONLY=tree_00042
 grows that one alone.
@@ -22,7 +22,6 @@ import shlex
 import signal
 import subprocess
 import sys
-import unittest
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -333,7 +332,3 @@ class FuzzTest(RunnerCase):
                 self.assertTrue(found[stream] == expected, f"the lines of {stream} differ in combined.log")
             whole = log.replace(b"\r", b"").replace(b"\n", b"")
             self.assertTrue(b"".join(found[stream]) == whole, f"the bytes of {stream} differ in combined.log")
-
-
-if __name__ == "__main__":
-    unittest.main()
