@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -113,6 +114,26 @@ class RunnerCase(unittest.TestCase):
         if expect is not None:
             self.assertEqual(process.returncode, expect, f"stdout:\n{out}\nstderr:\n{err}")
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def forked(self, *args: Any, expect: int = 0) -> subprocess.CompletedProcess[str]:
+        """The same in a fork of the tests, which is faster."""
+        done = Forked(self.dir, *args).ended()
+        self.assertEqual(done.returncode, expect, f"stdout:\n{done.stdout}\nstderr:\n{done.stderr}")
+        return done
+
+    def planned(self, *args: Any) -> dict[str, list[str]]:
+        """Name -> command, of what a dry run would start."""
+        lines = self.forked("--dry_run", *args).stdout.splitlines()
+        pairs = [
+            (line, lines[at]) for at, line in enumerate(lines[:-1], 1) if re.match(r"# \S+: (starts|continues)", line)
+        ]
+        return {line[2:].partition(":")[0]: shlex.split(command) for line, command in pairs}
+
+    def strict_trainer(self, settings: str, body: str = "") -> None:
+        """A trainer with these settings and a configurator as strict as the real ones."""
+        source = f"import os, sys\nout_dir = 'out'\n{settings}\nexec(open('configurator.py').read())\n{body}\n"
+        (self.dir / "train_run.py").write_text(source)
+        (self.dir / "configurator.py").write_bytes((TESTS / "configurator.py").read_bytes())
 
     def batch(self) -> Path:
         """The newest batch."""
