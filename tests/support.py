@@ -142,6 +142,10 @@ class RunnerCase(unittest.TestCase):
     def summary(self) -> dict[str, Any]:
         return self.json(self.batch() / "experiment_summary.json")
 
+    def statuses(self) -> dict[str, str]:
+        """Name -> status, of the newest batch."""
+        return {name: result["status"] for name, result in self.summary()["results"].items()}
+
     def result(self, name: str) -> dict[str, Any]:
         return self.json(self.batch() / name / "experiment_result.json")
 
