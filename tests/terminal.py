@@ -22,14 +22,12 @@ TOKEN = re.compile(r"\x1b\[[?\d;]*[@-~]|\x1b\][^\x07]*\x07|\x1b[^\[\]]|[\r\n\b\x
 
 
 class Screen:
-    """What a terminal shows: text that wraps, \\r, \\n, cursor up, erase; wrapped lines are rewrapped by a resize."""
+    """What a terminal shows: text that wraps, \\r, \\n, cursor up, erase."""
 
     def __init__(self, rows: int, columns: int) -> None:
         self.rows, self.columns = rows, columns
         self.lines: list[list[str]] = [[]]  # with those that have left the screen at its top
-        self.wrapped = [False]  # line -> whether it goes on in the next
         self.top = self.row = self.column = 0
-        self.draws = 0  # how often the cursor went up
         self.strange: list[str] = []  # what a plain terminal need not know
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.rest = ""
@@ -45,21 +43,19 @@ class Screen:
         if token == "\r":
             self.column = 0
         elif token == "\n":
-            self.down(wrap=False)
+            self.down()
         elif token == "\b":
             self.column = max(0, self.column - 1)
         elif token[0] not in "\x1b\x07":
             self.put(token)
         elif re.fullmatch(r"\x1b\[\d*A", token):
             self.row = max(self.top, self.row - int(token[2:-1] or 1))
-            self.draws += 1
         elif token == "\x1b[K":
             del self.lines[self.row][self.column :]
         elif token == "\x1b[J":
             del self.lines[self.row][self.column :]
             for line in self.lines[self.row + 1 :]:
                 line.clear()
-            self.wrapped[self.row :] = [False] * (len(self.lines) - self.row)
         else:
             self.strange.append(token)
 
@@ -68,40 +64,17 @@ class Screen:
             wide = 2 if unicodedata.east_asian_width(letter) in "WF" else 1
             if self.column + wide > self.columns:
                 self.column = 0
-                self.down(wrap=True)
+                self.down()
             line = self.lines[self.row]
             line += " " * (self.column + wide - len(line))
             line[self.column : self.column + wide] = [letter, *[""] * (wide - 1)]
             self.column += wide
 
-    def down(self, wrap: bool) -> None:
-        self.wrapped[self.row] = wrap
+    def down(self) -> None:
         self.row += 1
         if self.row == len(self.lines):
             self.lines.append([])
-            self.wrapped.append(False)
         self.top = max(self.top, self.row - self.rows + 1)
-
-    def resize(self, rows: int, columns: int) -> None:
-        old, wrapped, at = self.lines, self.wrapped, self.row
-        self.rows, self.columns, self.lines, self.wrapped = rows, columns, [], []
-        logical: list[str] = []
-        place = 0
-        for number, line in enumerate(old):
-            place = len(logical) + self.column if number == at else place
-            here = number == at or (wrapped[number] and number < at)
-            logical += line
-            if wrapped[number]:
-                continue
-            pieces = [logical[cut : cut + columns] for cut in range(0, max(1, len(logical)), columns)]
-            if here or number == at:
-                self.row, self.column = len(self.lines) + min(place // columns, len(pieces) - 1), place % columns
-            self.lines += pieces
-            self.wrapped += [True] * (len(pieces) - 1) + [False]
-            logical = []
-        used = max([self.row, *(number for number, line in enumerate(self.lines) if line)]) + 1
-        del self.lines[used:], self.wrapped[used:]
-        self.top = max(0, used - rows)
 
     def text(self, since: int = 0) -> str:
         return "\n".join("".join(line).rstrip() for line in self.lines[since:]) + "\n"
@@ -117,7 +90,7 @@ class Terminal:
         self.screen, self.raw = Screen(rows, columns), b""
         self.end, other = pty.openpty()
         os.set_blocking(self.end, False)
-        self.set_size(rows, columns)
+        fcntl.ioctl(self.end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
         # The first terminal that the leader of a session opens is its controlling terminal.
         take_it = ["sh", "-c", 'tty=$1; shift; exec "$@" <>"$tty" >&0 2>&0', "sh", os.ttyname(other), *command]
         environment = {**os.environ, "TERM": "xterm", **env}
@@ -127,14 +100,6 @@ class Terminal:
     def close(self) -> None:
         for each in (self.end, self.other):
             os.close(each)
-
-    def set_size(self, rows: int, columns: int) -> None:
-        fcntl.ioctl(self.end, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-
-    def resize(self, rows: int, columns: int) -> None:
-        self.take()
-        self.screen.resize(rows, columns)
-        self.set_size(rows, columns)
 
     def type(self, keys: bytes) -> None:
         os.write(self.end, keys)

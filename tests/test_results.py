@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
-import unittest
+import time
 from datetime import datetime
 from typing import Any
 
-from tests.support import TESTS, RunnerCase
+from tests.support import TESTS, RunnerCase, wait_for
 
 ISO = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d\d:\d\d")
 RESULT_KEYS = (
@@ -27,6 +28,30 @@ METADATA_KEYS = (
     "config_name config_path config_sha256 command command_line global_overrides overrides attempt start_time"
     " working_directory python_executable python_version hostname platform pid git cuda_visible_devices"
 ).split()
+TORCHRUN = (
+    "[rank0]: Traceback (most recent call last):\n[rank0]:   File 'x', line 1\n[rank0]: KeyError: 'wte'\n"
+    "Traceback (most recent call last):\n  File 'y'\ntorch.distributed.ChildFailedError: \n"
+)
+CHAINED = "try:\n    1 / 0\nexcept Exception:\n    {}\nraise OSError(5, 'disk')"
+ERRORS = {  # name -> what the training does, how its error begins
+    "plain": ("raise ValueError('Unknown config key: foo')", "exit code 1: ValueError: Unknown config key: foo"),
+    "bare": ("assert False", "exit code 1: AssertionError"),
+    "own": ("class Diverged(Exception): pass\nraise Diverged('at 7')", "exit code 1: .*Diverged: at 7"),
+    "lines": ("raise ValueError('first\\n  second\\nthird')", "exit code 1: ValueError: first"),
+    "chained": (CHAINED.format("raise KeyError('a')"), "exit code 1: KeyError: 'a'"),
+    "not_last": (CHAINED.format("import traceback; traceback.print_exc()"), r"exit code 1: OSError: \[Errno 5\] disk"),
+    "ctrl_c": ("raise KeyboardInterrupt", ".*KeyboardInterrupt"),
+    "odd": ("raise ValueError('\x1b[31mred \\udcff ' + 'x' * 9999)", "exit code 1: ValueError: "),
+    "syntax": ("exec('x = = 1')", "exit code 1: SyntaxError: invalid syntax"),
+    "torchrun": (f"import sys\nsys.stderr.write({TORCHRUN!r})\nsys.exit(1)", "exit code 1: KeyError: 'wte'$"),
+    "words": ("import sys\nprint('just words', file=sys.stderr)\nsys.exit(7)", "exit code 7$"),
+    "no_text": ("import os\nos.write(2, b'\\xff\\0 odd\\rlast words')\nos._exit(4)", "exit code 4$"),
+    "segv": ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV$"),
+    "kill": ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL$"),
+    **{f"code_{code}": (f"import sys\nsys.exit({code})", f"exit code {code}$") for code in (3, 128, 255)},
+    "code_137": ("import sys\nsys.exit(137)", r"exit code 137 \(SIGKILL\)$"),
+    "code_143": ("import sys\nsys.exit(143)", r"exit code 143 \(SIGTERM\)$"),
+}
 
 
 class EndingTest(RunnerCase):
@@ -36,36 +61,21 @@ class EndingTest(RunnerCase):
         self.run_runner("--configs", "one.py", **options)
         return self.result("one")
 
-    def test_an_exit_code_and_the_exception_are_told_in_one_line(self) -> None:
-        result = self.result_of("raise ValueError('Unknown config key: foo')")
-        self.assertEqual(result["error"], "exit code 1: ValueError: Unknown config key: foo")
-        self.assertEqual((result["status"], result["return_code"], result["signal"]), ("failed", 1, None))
-
-    def test_the_last_of_chained_exceptions_is_told(self) -> None:
-        result = self.result_of("try:\n    {}['a']\nexcept KeyError as e:\n    raise RuntimeError('second') from e")
-        self.assertEqual(result["error"], "exit code 1: RuntimeError: second")
-
-    def test_a_traceback_of_a_torchrun_worker_counts_not_torchruns_own(self) -> None:
-        text = (
-            "[rank0]: Traceback (most recent call last):\n[rank0]:   File 'x', line 1\n[rank0]: KeyError: 'wte'\n"
-            "Traceback (most recent call last):\n  File 'y'\ntorch.distributed.ChildFailedError: \n"
-        )
-        result = self.result_of(f"import sys\nsys.stderr.write({text!r})\nsys.exit(1)")
-        self.assertEqual(result["error"], "exit code 1: KeyError: 'wte'")
-
-    def test_an_exit_code_without_a_traceback_stands_alone(self) -> None:
-        result = self.result_of("import sys\nprint('just words', file=sys.stderr)\nsys.exit(7)")
-        self.assertEqual((result["error"], result["return_code"]), ("exit code 7", 7))
-
-    def test_death_by_a_signal_names_it(self) -> None:
-        result = self.result_of("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)")
-        self.assertEqual((result["status"], result["signal"], result["return_code"]), ("failed", "SIGSEGV", -11))
-        self.assertEqual(result["error"], "killed by SIGSEGV")
-
-    def test_an_exit_code_over_128_tells_the_signal_that_launchers_mean_by_it(self) -> None:
-        result = self.result_of("import sys\nsys.exit(137)")
-        self.assertEqual(result["error"], "exit code 137 (SIGKILL)")
-        self.assertIn("out-of-memory", result["hint"])
+    def test_what_went_wrong_is_told_in_one_line(self) -> None:
+        for name, (code, _) in ERRORS.items():
+            self.config(name, code)
+        self.run_runner("--configs", *(f"{name}.py" for name in ERRORS), "--jobs", 3, expect=1)
+        for name, (_, error) in ERRORS.items():
+            with self.subTest(name):
+                result = self.result(name)
+                self.assertEqual(result["status"], "failed")
+                self.assertRegex(result["error"], re.compile(rf"\A{error}"))
+                self.assertLess(len(result["error"]), 600)
+                self.assertNotIn("\n", result["error"])
+                self.assertEqual("out-of-memory" in (result["hint"] or ""), name in ("kill", "code_137"))
+        self.assertEqual((self.result("segv")["signal"], self.result("segv")["return_code"]), ("SIGSEGV", -11))
+        self.assertEqual((self.result("code_137")["signal"], self.result("code_137")["return_code"]), (None, 137))
+        self.assertRegex(self.result("no_text")["stderr_tail"], "odd\\nlast words$")
 
     def test_the_tail_of_stderr_is_its_last_twenty_lines(self) -> None:
         result = self.result_of("import sys\nfor i in range(50): print(i, file=sys.stderr)\nsys.exit(1)")
@@ -91,42 +101,6 @@ class EndingTest(RunnerCase):
             with self.subTest(text=text):
                 self.assertIn(remedy, self.result(f"run_{number}")["hint"])
 
-    def test_every_form_of_exception_is_found_and_told_in_one_line(self) -> None:
-        table = {
-            "bare": ("assert False", "exit code 1: AssertionError"),
-            "own": ("class Diverged(Exception): pass\nraise Diverged('at 7')", "Diverged: at 7"),
-            "lines": ("raise ValueError('first\\n  second\\nthird')", "exit code 1: ValueError: first"),
-            "handling": ("try:\n    1 / 0\nexcept Exception:\n    raise KeyError('a')", "exit code 1: KeyError: 'a'"),
-            "ctrl_c": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-            "exit": ("import sys\nsys.exit('no data')", "exit code 1"),
-            "odd": ("raise ValueError('\x1b[31mred \\udcff ' + 'x' * 9999)", "exit code 1: ValueError: "),
-            "not_last": (
-                "import traceback\ntry:\n    1 / 0\nexcept Exception:\n    traceback.print_exc()\nraise OSError(5, 'disk')",
-                "exit code 1: OSError: [Errno 5] disk",
-            ),
-            "syntax": ("exec('x = = 1')", "exit code 1: SyntaxError: invalid syntax"),
-        }
-        for name, (code, _) in table.items():
-            self.config(name, code)
-        self.run_runner("--configs", *(f"{name}.py" for name in table), "--jobs", 3, expect=1)
-        for name, (_, expected) in table.items():
-            with self.subTest(name):
-                error = self.result(name)["error"]
-                self.assertIn(expected, error)
-                self.assertLess(len(error), 600)
-                self.assertNotIn("\n", error)
-
-    def test_a_training_script_that_does_not_parse_under_its_launcher_is_told_as_python_does(self) -> None:
-        self.config("one")
-        (self.dir / "other.py").write_text("x = 1\nfor in y:\n")
-        self.run_runner("--configs", "one.py", "--train_script", "other.py", "--launcher", sys.executable, expect=1)
-        self.assertEqual(self.result("one")["error"], "exit code 1: SyntaxError: invalid syntax")
-
-    def test_a_training_that_is_killed_is_told_of_the_out_of_memory_killer(self) -> None:
-        result = self.result_of("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
-        self.assertEqual((result["error"], result["signal"]), ("killed by SIGKILL", "SIGKILL"))
-        self.assertIn("out-of-memory", result["hint"])
-
     def test_what_the_real_configurator_dies_of_gets_its_remedy_on_the_console_as_well(self) -> None:
         for name in ("train_run.py", "configurator.py"):
             shutil.copy(TESTS / name, self.dir)
@@ -142,11 +116,6 @@ class EndingTest(RunnerCase):
                 self.assertIn(error, result["error"])
                 self.assertIn(remedy, result["hint"])
                 self.assertIn(f"hint: {result['hint']}", done.stdout)
-
-    def test_stderr_that_is_not_text_has_a_tail_all_the_same(self) -> None:
-        result = self.result_of("import os\nos.write(2, b'\\xff\\0 odd\\rlast words')\nos._exit(4)")
-        self.assertRegex(result["stderr_tail"], "odd\\nlast words$")
-        self.assertEqual(result["error"], "exit code 4")
 
     def test_a_training_that_complained_and_completed_has_no_error(self) -> None:
         result = self.result_of("import sys\nsys.stderr.write('Traceback (most recent call last):\\nMemoryError\\n')")
@@ -194,7 +163,8 @@ class FilesTest(RunnerCase):
         self.assertEqual(self.log("one"), b"1 True\n")
         metadata = self.json(self.batch() / "one" / "experiment_metadata.json")
         self.assertEqual(shlex.split(metadata["command_line"]), metadata["command"])
-        self.assertEqual(metadata["command"][1:3], ["train_run.py", "one.py"])
+        self.assertEqual(metadata["command"][1], "train_run.py")
+        self.assertEqual(os.path.basename(metadata["command"][2]), "one.py")
         self.assertEqual(metadata["working_directory"], os.path.realpath(self.dir))
         self.assertIsInstance(metadata["pid"], int)
 
@@ -207,14 +177,6 @@ class FilesTest(RunnerCase):
         self.assertGreaterEqual(result["duration_seconds"], 0.2)
         self.assertGreaterEqual(summary["duration_seconds"], result["duration_seconds"])
         self.assertGreater(result["cpu_seconds"], 0)
-
-    def test_a_config_that_does_not_parse_is_told_with_file_line_and_text_and_starts_nothing(self) -> None:
-        self.config("bad", "a = 1\nb = = 2\n")
-        self.run_runner("--configs", "bad.py", expect=1)
-        error = self.result("bad")["error"]
-        for part in ("bad.py", "line 2", "b = = 2"):
-            self.assertIn(part, error)
-        self.assertFalse((self.batch() / "bad" / "stdout.log").exists())
 
     def test_the_environment_is_never_stored_but_reaches_the_training(self) -> None:
         self.config("one", "import os\nprint(os.environ['API_KEY'][::-1], os.environ['PYTHONUNBUFFERED'])")
@@ -229,7 +191,11 @@ class FilesTest(RunnerCase):
         self.run_runner("--configs", "one.py", expect=0, env={**os.environ, "GIT_CEILING_DIRECTORIES": "/"})
         self.assertIsNone(self.json(self.batch() / "one" / "experiment_metadata.json")["git"])
         git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=trunk"]
-        for command in (["init", "-q"], ["add", "one.py"], ["commit", "-qm", "first"]):
+        subprocess.run([*git, "init", "-q"], cwd=self.dir, check=True)
+        self.run_runner("--configs", "one.py", expect=0)
+        state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
+        self.assertIsNone(state and state["commit"])
+        for command in (["add", "one.py"], ["commit", "-qm", "first"]):
             subprocess.run([*git, *command], cwd=self.dir, check=True)
         commit = subprocess.run(
             [*git, "rev-parse", "HEAD"], cwd=self.dir, capture_output=True, text=True
@@ -239,26 +205,6 @@ class FilesTest(RunnerCase):
             self.run_runner("--configs", "one.py", expect=0)
             state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
             self.assertEqual(state, {"commit": commit, "branch": "trunk", "dirty": dirty})
-
-    def test_a_checkout_without_a_commit_has_no_commit(self) -> None:
-        self.config("one")
-        subprocess.run(["git", "init", "-q"], cwd=self.dir, check=True)
-        self.run_runner("--configs", "one.py", expect=0)
-        state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
-        self.assertIsNone(state and state["commit"])
-
-    def test_quiet_says_nothing_when_all_went_well_and_tells_what_did_not(self) -> None:
-        self.config("good")
-        self.config("bad", "raise KeyError('lost')")
-        done = self.run_runner("--configs", "good.py", "--quiet", expect=0)
-        self.assertEqual((done.stdout, done.stderr), ("", ""))
-        done = self.run_runner("--configs", "good.py", "bad.py", "--quiet", expect=1)
-        self.assertIn("KeyError: 'lost'", done.stdout)
-
-    def test_a_training_has_no_stdin_and_works_where_the_runner_was_started(self) -> None:
-        self.config("one", "import os, sys\nprint(repr(sys.stdin.read()), os.getcwd())")
-        self.run_runner("--configs", "one.py", expect=0, stdin=subprocess.PIPE)
-        self.assertEqual(self.log("one").decode(), f"'' {os.path.realpath(self.dir)}\n")
 
     def test_the_settings_in_which_experiments_differ_are_in_the_table(self) -> None:
         (self.dir / "train_run.py").write_text("n_layer = 2\nseed = 1\nexec(open('configurator.py').read())\n")
@@ -271,12 +217,46 @@ class FilesTest(RunnerCase):
         self.assertRegex(table, r"large +completed +\S+ +12\n")
         self.assertNotIn("seed", table)
 
-    def test_a_config_may_compute_what_it_likes(self) -> None:
-        self.config("odd", "import os\na = {1, 2}\nb = b'x'\nc = os.getpid()\nd = (1, [2])\ne = 10 ** 4\nf = 1j\n")
-        self.config("even", "a = None\nb = ...\nc = 'x'\n")
-        self.run_runner("--configs", "odd.py", "even.py", expect=0)
-        self.assertEqual(self.summary()["completed"], 2)
 
+class TogetherTest(RunnerCase):
+    def test_batches_that_start_in_one_second_get_directories_of_their_own(self) -> None:
+        self.config("a", "print('ran')")
+        base = self.dir / "experiments"
+        for _ in range(5):
+            runners = [self.start("--configs", "a.py") for _ in range(4)]
+            for runner in runners:
+                self.ended(runner, 0)
+            folders = [each for each in base.iterdir() if not each.is_symlink()]
+            if any(re.search(r"_\d{6}_\d+$", each.name) for each in folders):
+                break
+        else:
+            self.fail("no two batches were ever started in one second")
+        self.assertEqual(len(folders) % 4, 0)
+        self.assertEqual(len(folders), len(self.runners))
+        for folder in folders:
+            self.assertEqual(self.json(folder / "experiment_summary.json")["completed"], 1)
+            self.assertEqual((folder / "a" / "stdout.log").read_text(), "ran\n")
+        self.assertTrue((base / "latest").is_symlink())
+        self.assertEqual([each.name for each in base.iterdir() if each.name.startswith(".")], [])
 
-if __name__ == "__main__":
-    unittest.main()
+    def test_every_read_of_the_summary_during_a_batch_is_valid_json(self) -> None:
+        names = [f"run_{number}" for number in range(30)]
+        for name in names:
+            self.config(name, "print('step 1: train loss 1.0, val loss 1.0')")
+        runner = self.start("--configs", "run_*.py", "--jobs", 2, "--quiet")
+        wait_for(lambda: self.batch_exists(), "the summary")
+        path, seen = self.batch() / "experiment_summary.json", set()
+        while runner.poll() is None:
+            summary = json.loads(path.read_bytes())
+            self.assertEqual(list(summary["results"]), names)
+            time.sleep(0.001)  # leaves the batch a core
+            self.assertEqual(summary["total_experiments"], 30)
+            seen.add(summary["completed"])
+        self.ended(runner, 0)
+        self.assertTrue(seen, "the test never saw the batch at work")
+        self.assertEqual(self.summary()["completed"], 30)
+
+    def batch_exists(self) -> bool:
+        with contextlib.suppress(OSError):
+            return (self.batch() / "experiment_summary.json").exists()
+        return False

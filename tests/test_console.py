@@ -1,7 +1,8 @@
-"""The live block on real terminals: a pty with a model of its screen, a shell with job control, tmux."""
+"""The console: a live block on a terminal, plain lines elsewhere, and none of it ever stops a batch."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -10,8 +11,7 @@ import sys
 import unittest
 from typing import Any
 
-import run_experiments as runner
-from tests.support import CHILD_TOOLS, RUNNER, RunnerCase, wait_for
+from tests.support import CHILD_TOOLS, ESCAPES, PATIENCE, RUNNER, RunnerCase, wait_for
 from tests.terminal import Screen, Terminal
 
 STEPS = (
@@ -40,23 +40,13 @@ class ScreenTest(unittest.TestCase):
         self.assertEqual(self.shown("abc\r\ndef\r\n\x1b[2", "Ax\x1b[J"), ["x", "", ""])
         self.assertEqual(self.shown(*[f"{n}\r\n" for n in range(6)], "\x1b[9A\rtop"), ["top", "4", "5", ""])
 
-    def test_a_resize_wraps_anew(self) -> None:
-        screen = Screen(4, 10)
-        screen.feed(b"0123456789abcde\r\nxy\r\n")
-        screen.resize(6, 5)
-        self.assertEqual(screen.visible(), "01234\n56789\nabcde\nxy\n\n")
-        screen.feed(b"\x1b[1Az")
-        self.assertEqual(screen.visible(), "01234\n56789\nabcde\nzy\n\n")
-        screen.resize(6, 20)
-        self.assertEqual(screen.visible(), "0123456789abcde\nzy\n")
-
     def test_what_it_does_not_know_is_noted(self) -> None:
         screen = Screen(4, 10)
         screen.feed(b"\x1b[31mred\x07\x1b]0;title\x07\x1b[2J")
         self.assertEqual(screen.strange, ["\x1b[31m", "\x07", "\x1b]0;title\x07", "\x1b[2J"])
 
 
-class LiveTest(RunnerCase):
+class TerminalTest(RunnerCase):
     def on_terminal(self, *words: Any, rows: int = 24, columns: int = 120, **env: str) -> Terminal:
         """A command on a terminal of its own; the runner, where the words begin with an option."""
         command = [str(word) for word in words]
@@ -102,24 +92,6 @@ class LiveTest(RunnerCase):
         self.assertEqual(OF_BLOCK.findall(terminal.screen.text()), [])
         self.assertEqual(len(re.findall(r"[abc]: completed after", terminal.screen.text())), 3)
         self.assertEqual(terminal.screen.strange, [])
-
-    def test_a_resize_leaves_one_block_and_every_event(self) -> None:
-        self.config("first", STEPS)
-        self.config("second", STEPS)
-        terminal = self.on_terminal("--configs", "first.py", "second.py", "--jobs", 2, columns=110)
-        terminal.wait(r"\nsecond +iter 0/100.*\n2 running")
-        terminal.resize(24, 42)
-        self.go("on")
-        self.assert_one_block(terminal.wait(r"\nfirst +iter 50/100.*\nsecond +iter 50/100.*\n2 running"), 2)
-        terminal.resize(9, 42)
-        terminal.resize(24, 130)
-        self.assert_one_block(terminal.wait(r"(?s)\nfirst +iter 50/100[^\n]* 3\.2500[^\n]*\nsecond .*\n2 running"), 2)
-        self.go("go")
-        self.assertEqual(terminal.ended(), 0)
-        terminal.screen.resize(24, 400)
-        for event in (r"first: started", r"second: started", r"first: step 50", r"second: completed", "2 completed\n"):
-            self.assertEqual(len(re.findall(event, terminal.screen.text())), 1, event)
-        self.assertEqual(OF_BLOCK.findall(terminal.screen.text()), [])
 
     def test_thirty_running_in_ten_rows_and_nothing_is_left_after_ctrl_c(self) -> None:
         for number in range(30):
@@ -182,7 +154,7 @@ class LiveTest(RunnerCase):
         self.assertEqual(OF_BLOCK.findall(shows(r"continue with: ")), [])
 
     def test_no_name_and_no_value_paints_the_terminal(self) -> None:
-        odd = "a\x1b[31m\x07\x1b]0;owned\x07\u202eb"
+        odd = f"a{ESCAPES}b"
         self.config(odd, f"print({odd!r} + 'step 5: train loss 1.0, val loss 2.0')\nraise ValueError({odd!r})")
         words = ["--configs", f"{odd}.py", "--base_out_dir", f"out{odd}", "--tag", odd, "--sweep", f"word={odd},{odd}2"]
         terminal = self.on_terminal(*words, "--follow")
@@ -191,17 +163,6 @@ class LiveTest(RunnerCase):
         self.assertEqual(status.ended(), 0)
         self.assertEqual(terminal.screen.strange + status.screen.strange, [])
         self.assertIn("2 failed", status.screen.text())
-
-    def test_colours_are_never_used_so_no_color_is_honoured(self) -> None:
-        self.config("one", "raise ValueError('x')")
-        terminal = self.on_terminal("--configs", "one.py", NO_COLOR="1")
-        self.assertEqual(terminal.ended(), 1)
-        self.assertNotRegex(terminal.raw, rb"\x1b\[[\d;]*m")
-
-    def test_quiet_shows_nothing_on_a_terminal(self) -> None:
-        self.config("one", "print('step 5: train loss 1.0, val loss 2.0')")
-        terminal = self.on_terminal("--configs", "one.py", "--quiet")
-        self.assertEqual((terminal.ended(), terminal.raw), (0, b""))
 
     def test_with_stdout_in_a_pipe_there_is_no_block_that_its_lines_could_tear(self) -> None:
         self.config("one", STEPS)
@@ -237,78 +198,99 @@ class LiveTest(RunnerCase):
         self.assertRegex(text, r"one: completed after")
         self.assertEqual([each for each in text if not each.isprintable() and each != "\n"], [])
 
-
-class TableTest(unittest.TestCase):
-    def test_a_table_is_columns_of_what_there_is(self) -> None:
-        results = [
-            runner.Result(
-                config_name="a",
-                status="completed",
-                duration_seconds=61.0,
-                max_iters=5,
-                metrics=runner.Metrics(5, 1.0, 2.0, 1.5, 3),
-                settings={"lr": 0.1, "name": "x" * 30},
-            ),
-            runner.Result(
-                config_name="b", status="failed", duration_seconds=1.0, error="one\nline", settings={"lr": 0.01}
-            ),
-            runner.Result(config_name="longer", metrics=runner.Metrics(7, 1.0, 3.0, 3.0, 7), settings={"name": True}),
-        ]
-        self.assertEqual(
-            runner.table(results),
-            [
-                "experiment  status     step  val loss  best val loss  duration  lr    name                  error",
-                "a           completed   5/5    2.0000        1.5000*      1m1s  0.1   xxxxxxxxxxxxxxxxxxx…",
-                "b           failed                                          1s  0.01                        one?line",
-                "longer      pending       7    3.0000         3.0000         -        True",
-            ],
-        )
-
-    def test_of_one_experiment_nothing_is_best(self) -> None:
-        one = runner.Result(config_name="a", metrics=runner.Metrics(5, 1.0, 2.0, 1.5, 3))
-        self.assertNotIn("*", "".join(runner.table([one])))
+    def test_a_dumb_terminal_gets_plain_lines_and_with_quiet_none_gets_any(self) -> None:
+        self.config("one", "print('step 5: train loss 1.0, val loss 2.0')")
+        dumb = self.on_terminal("--configs", "one.py", TERM="dumb")
+        quiet = self.on_terminal("--configs", "one.py", "--quiet")
+        self.assertEqual((dumb.ended(), quiet.ended()), (0, 0))
+        self.assertNotIn(b"\x1b", dumb.raw)
+        self.assertIn(b"1 completed", dumb.raw)
+        self.assertEqual(quiet.raw, b"")
 
 
-class StatusTest(RunnerCase):
-    def test_a_batch_that_lost_its_summary_is_shown_from_its_experiments(self) -> None:
-        self.config("good", "print('step 5: train loss 1.0, val loss 2.0')")
-        self.config("bad", "raise ValueError('no')")
-        self.run_runner("--configs", "good.py", "bad.py", expect=1)
-        (self.batch() / "experiment_summary.json").unlink()
-        out = self.run_runner("--status", expect=0).stdout
-        self.assertRegex(out, r"(?m)^good +completed +5 +2\.0000")
-        self.assertRegex(out, r"(?m)^bad +failed .*ValueError: no$")
-        report = self.run_runner("--report", expect=0).stdout
-        self.assertTrue((self.dir / report.strip()).is_file())
+class FollowTest(RunnerCase):
+    def test_follow_copies_the_output_and_names_the_experiment_where_several_run(self) -> None:
+        self.config("a", "import sys\nprint('to out')\nprint('to err', file=sys.stderr)")
+        self.config("b", "print('of b')")
+        out = self.run_runner("--configs", "a.py", "--follow", expect=0).stdout
+        self.assertRegex(out, r"(?m)^to out$")
+        self.assertRegex(out, r"(?m)^to err$")
+        out = self.run_runner("--configs", "a.py", "b.py", "--follow", "--jobs", 2, expect=0).stdout
+        self.assertRegex(out, r"(?m)^a: to out$")
+        self.assertRegex(out, r"(?m)^b: of b$")
 
-    def test_the_settings_that_differ_have_columns_and_the_others_have_none(self) -> None:
-        self.config("a", "learning_rate = 0.1\nbatch_size = 8")
-        self.config("b", "learning_rate = 0.2\nbatch_size = 8")
-        self.run_runner("--configs", "a.py", "b.py", expect=0)
-        lines = self.run_runner("--status", expect=0).stdout.splitlines()
-        self.assertRegex(lines[1], r"\blearning_rate\b")
-        self.assertNotRegex(lines[1], "batch_size")
-        self.assertRegex(lines[2], r"^a +.* 0\.1\b")
 
-    def test_json_has_the_batch_and_a_row_for_each_experiment(self) -> None:
-        self.config("a", "learning_rate = 1e999\nprint('step 5: train loss 1.0, val loss -inf')")
-        self.config("b", CHILD_TOOLS + "max_iters = 9\nlearning_rate = 0.1\nprint('ready')\nawait_file('go')")
-        process = self.start("--configs", "a.py", "b.py")
-        self.wait_for_line("b", b"ready\n")
-        self.wait_for_event("b: started")
-        (self.dir / "status.json").write_text(self.run_runner("--status", "--json", expect=0).stdout)
-        told = self.json(self.dir / "status.json")
-        head = set("timestamp state start_time command sweep total_experiments completed running eta_seconds".split())
-        self.assertLessEqual(head, set(told))
-        self.assertEqual((told["state"], told["completed"], told["running"]), ("running", 1, 1))
-        first, second = told["experiments"]
-        keys = "name status progress step train_loss val_loss best_val_loss best_step best duration_seconds"
-        self.assertLessEqual(set(f"{keys} eta_seconds settings error hint attempts".split()), set(first))
-        self.assertEqual((first["val_loss"], first["settings"]["learning_rate"]), ("-inf", "inf"))
-        self.assertEqual((second["name"], second["status"], second["eta_seconds"]), ("b", "running", None))
+class TroubleTest(RunnerCase):
+    def pipe(self) -> tuple[int, int]:
+        reads, writes = os.pipe()
+        self.addCleanup(lambda: [self.close(each) for each in (reads, writes)])
+        return reads, writes
+
+    @staticmethod
+    def close(descriptor: int) -> None:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)
+
+    def test_a_reader_that_closes_the_pipe_after_the_first_line_does_not_stop_the_batch(self) -> None:
+        self.config("a", CHILD_TOOLS + "await_file('go')")
+        self.config("b", "print('b')")
+        reads, writes = self.pipe()
+        runner = self.start("--configs", "a.py", "b.py", stdout=writes)
+        os.close(writes)
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(reads, 1)
+        os.close(reads)
         self.go("go")
-        self.ended(process, 0)
+        self.ended(runner, 0)
+        self.assertEqual(self.statuses(), {"a": "completed", "b": "completed"})
+        self.assertRegex(self.master_log(), r"2 completed")
 
+    def test_a_pipe_that_nobody_reads_does_not_stop_the_batch(self) -> None:
+        reads, writes = self.pipe()
+        os.set_blocking(writes, False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(writes, bytes(4096))
+        os.set_blocking(writes, True)
+        self.config("a")
+        self.config("b")
+        runner = self.start("--configs", "a.py", "b.py", stdout=writes)
+        os.close(writes)
+        self.ended(runner, 0)
+        self.assertEqual(self.statuses(), {"a": "completed", "b": "completed"})
 
-if __name__ == "__main__":
-    unittest.main()
+    def test_a_runner_that_is_started_with_closed_streams_works_and_its_logs_are_its_own(self) -> None:
+        self.config("a", "print('out')\nimport sys\nprint('err', file=sys.stderr)")
+        for closed in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):
+            with self.subTest(closed):
+                shutil.rmtree(self.dir / "experiments", ignore_errors=True)
+                command = ["sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, str(RUNNER), "--configs", "a.py"]
+                self.assertEqual(subprocess.run(command, cwd=self.dir, timeout=PATIENCE).returncode, 0)
+                self.assertEqual(self.log("a"), b"out\n")
+                self.assertEqual(self.log("a", "stderr"), b"err\n")
+                self.assertRegex(self.master_log().splitlines()[-1], "1 completed")
+
+    def test_a_full_disk_under_the_console_does_not_stop_the_batch(self) -> None:
+        if not os.path.exists("/dev/full"):
+            self.skipTest("no /dev/full")
+        self.config("a")
+        with open("/dev/full", "w") as full:
+            runner = self.start("--configs", "a.py", stdout=full)
+        self.ended(runner, 0)
+
+    def test_a_locale_without_utf_8_does_not_stop_the_batch(self) -> None:
+        self.config("größe", "import os\nos.write(1, 'ß\\n'.encode())")
+        self.config("bad", "raise ValueError('Größe')")
+        plain = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG", "PYTHON"))}
+        strict = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+        for extra in ({"LANG": "C"}, {"LC_ALL": "C"}, strict, {**strict, "PYTHONIOENCODING": "ascii:strict"}):
+            with self.subTest(extra):
+                shutil.rmtree(self.dir / "experiments", ignore_errors=True)
+                runner = self.start("--configs", "*.py", env={**plain, **extra}, errors="replace")
+                self.ended(runner, 1)
+                by_path = {result["config_path"]: result for result in self.summary()["results"].values()}
+                done = next(each for path, each in by_path.items() if path.startswith("gr"))
+                self.assertEqual(done["status"], "completed")
+                self.assertEqual(self.log(done["config_name"]), "ß\n".encode())
+                self.assertRegex(by_path["bad.py"]["error"], r"ValueError: Gr")
