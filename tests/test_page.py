@@ -1,4 +1,4 @@
-"""report.html: whole without JavaScript, drawn by it, and nothing that comes from files is ever executed."""
+"""report.html: whole without JavaScript, and asking nothing of the network. What a browser makes of it: tests/slow."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import html.parser
 import json
 import os
 import re
-import shutil
-import subprocess
 import tempfile
 import unittest
 from pathlib import Path
@@ -15,9 +13,6 @@ from typing import Any, Optional
 
 import run_experiments as runner
 from tests.support import CHILD_TOOLS, RunnerCase, wait_for
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-HOSTILE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">&\"'\x1b[2J"
 
 
 class CurveTest(unittest.TestCase):
@@ -106,28 +101,6 @@ class ReportTest(RunnerCase):
     def report(self) -> str:
         return (self.batch() / "report.html").read_text(encoding="utf-8")
 
-    def browse(self, script: str = "") -> str:
-        """The page's DOM as Chromium has it once it is loaded and `script` has run in it; nothing may be complained of."""
-        if not CHROMIUM:
-            self.skipTest("Chromium is missing")
-        page = self.dir / "page.html"
-        policy = (
-            "<script>document.addEventListener('securitypolicyviolation', () => document.title = 'violation')</script>"
-        )
-        text = self.report().replace("<head>", "<head>" + policy, 1)
-        page.write_text(text.replace("</body>", f"<script>{script}</script></body>"), encoding="utf-8")
-        flags = "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking --enable-logging=stderr"
-        flags += (
-            " --disable-component-update --disable-sync --dump-dom --virtual-time-budget=2000 --window-size=1200,900"
-        )
-        with tempfile.TemporaryDirectory() as data:
-            command = [CHROMIUM, *flags.split(), f"--user-data-dir={data}", f"file://{page}"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        self.assertEqual(re.findall(r".*CONSOLE.*", done.stderr), [])
-        self.assertNotIn("<title>owned", done.stdout)
-        self.assertNotIn("<title>violation", done.stdout)
-        return done.stdout
-
     def test_the_table_is_whole_without_javascript(self) -> None:
         self.config("good", "print('step 5: train loss 1.0, val loss 2.0')")
         self.config("bad", "raise ValueError('CUDA out of memory')")
@@ -145,45 +118,9 @@ class ReportTest(RunnerCase):
             self.assertIn(part, why)
         for link in re.findall(r'<a href="\./([^"]+)"', self.report()):
             self.assertTrue((self.batch() / link).exists() or link.startswith("bad/"), link)
-
-    def test_it_asks_nothing_of_the_network_and_executes_nothing_that_comes_from_files(self) -> None:
-        self.config("odd", f"print('step 5: train loss 1.0, val loss 2.0')\nraise ValueError({HOSTILE!r})")
-        self.run_runner("--configs", "odd.py", "--tag", HOSTILE, expect=1)
-        summary = self.batch() / "experiment_summary.json"
-        changed = self.json(summary)
-        changed["results"]["odd"].update(settings={HOSTILE: HOSTILE}, hint=HOSTILE, stderr_tail=f"</pre>{HOSTILE}")
-        changed.update(
-            command=[HOSTILE], hostname=HOSTILE, git={"commit": HOSTILE}, sweep={"</script>" + HOSTILE: ["1"]}
-        )
-        changed["results"]["odd"]["overrides"]["</script>" + HOSTILE] = 1
-        summary.write_text(json.dumps(changed))
-        self.run_runner("--report", expect=0)
-        page = self.report()
-        self.assertEqual(Rows(page).tags.count("script"), 2)
-        self.assertNotIn("img", Rows(page).tags)
-        self.assertNotIn("\x1b", page)
-        self.assertEqual([link for link in Rows(page).links if not link.startswith(("./odd/", "data:"))], [])
-        self.assertEqual([url for url in re.findall(r"https?://[^\s\"']*", page) if "w3.org" not in url], [])
-        self.browse()
-
-    def test_a_browser_draws_the_curves_sorts_by_a_click_and_has_a_log_scale(self) -> None:
-        for number in range(12):
-            code = "".join(
-                f"print('step {s}: train loss 3.0, val loss {4 / (1 + s * (number + 1)):.4f}')\n" for s in range(5)
-            )
-            self.config(f"run_{number}", code)
-        self.config("run_12", "print('step 0: train loss 4.0, val loss 4.0\\nstep 1: train loss 4.0, val loss nan')")
-        self.run_runner("--configs", "run_*.py", "--jobs", 4, expect=0)
-        dom = self.browse()
-        plot = dom[dom.index('<section id="curves"') : dom.index('<section id="sweep"')]
-        self.assertEqual(len(re.findall(r'<path class="curve[^"]*" d="M', plot)), 13 + 1)  # a cross for nan
-        self.assertEqual(len(re.findall("<tbody", dom)), 13)
-        self.assertNotIn("<title>Uncaught", dom)
-        script = "[...document.querySelectorAll('thead button')].find(b => b.textContent === 'Best val loss').click()"
-        order = [row[0] for row in Rows(self.browse(script)).rows[1:] if row[0].startswith("run_")]
-        self.assertEqual(order[:3], ["run_11", "run_10", "run_9"])
-        logged = self.browse("document.getElementById('log').click()")
-        self.assertNotEqual(re.findall(r' d="(M[^"]*)"', logged), re.findall(r' d="(M[^"]*)"', dom))
+        links = [link for link in Rows(self.report()).links if not link.startswith(("./good/", "./bad/", "data:"))]
+        self.assertEqual(links, [])
+        self.assertEqual([url for url in re.findall(r"https?://[^\s\"']*", self.report()) if "w3.org" not in url], [])
 
     def test_a_sweep_of_one_setting_has_its_own_plot(self) -> None:
         self.config("one", "rate = float(overrides['rate'])\nprint(f'step 5: train loss 1.0, val loss {1 + rate}')")
@@ -192,11 +129,6 @@ class ReportTest(RunnerCase):
         assert data
         sweep = json.loads(data[1])["sweep"]
         self.assertEqual((sweep["key"], sweep["log"], len(sweep["points"])), ("rate", True, 4))
-        dom = self.browse()
-        self.assertIn("Best validation loss by rate", dom)
-        self.assertEqual(
-            dom[dom.index('<section id="sweep"') :].count("<circle"), 4 + 1 + 1
-        )  # the best, and the hover mark
 
     def test_it_reloads_itself_only_while_the_batch_runs(self) -> None:
         self.config("one", CHILD_TOOLS + "print('ready')\nawait_file('go')")
@@ -204,7 +136,6 @@ class ReportTest(RunnerCase):
         self.wait_for_line("one", b"ready\n")
         wait_for(lambda: (self.batch() / "report.html").exists(), "the page")
         self.assertIn('"state":"running","reload":10', self.report())
-        self.assertIn("The curves begin with the first evaluation", self.browse())
         self.go("go")
         process.communicate(timeout=60)
         self.assertIn('"state":"finished","reload":null', self.report())
@@ -231,7 +162,3 @@ class ReportTest(RunnerCase):
         (folder / "experiment_summary.json").write_text(json.dumps({"state": "finished", "results": results}))
         self.run_runner("--report", expect=0)
         self.assertIn("the best 100 of 150 are drawn", (folder / "report.html").read_text())
-
-
-if __name__ == "__main__":
-    unittest.main()

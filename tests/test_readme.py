@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import run_experiments as runner
-from tests.support import PATIENCE, ROOT
+from tests.support import PATIENCE, ROOT, RUNNER
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 THIS_RUN = "python3 -m unittest"  # the one command that can't be run here: it is what runs this test
@@ -105,7 +105,7 @@ class CommandTest(unittest.TestCase):
         for name, code in SOMEWHERE_ELSE.items():
             self.program(f"elsewhere/{name}", code)
         played = [block for block in blocks("sh") if re.search(r"(?m)^(\w+=\S+ )?python3 run_experiments.py", block)]
-        played = [block for block in played if "#SBATCH" not in block]  # that one test_slurm runs
+        played = [block for block in played if "#SBATCH" not in block]  # that one slow/slurm runs
         self.assertEqual(len(played), 5)
         for block in played:
             with self.subTest(block=block):
@@ -122,18 +122,22 @@ class CompleteTest(unittest.TestCase):
     def assert_all_named(self, words: Iterable[str]) -> None:
         self.assertEqual(set(words) - named(), set(), "not in README.md")
 
+    def options(self) -> set[str]:
+        """Those that --help lists."""
+        done = subprocess.run([sys.executable, str(RUNNER), "--help"], capture_output=True, text=True, check=True)
+        return set(re.findall(r"(?m)^  (?:-h, )?(--\w+)", done.stdout))
+
     def test_every_option_is_named(self) -> None:
-        options = [option for action in runner.build_parser()._actions for option in action.option_strings]
-        self.assertIn("--configs", options)
-        self.assert_all_named(option for option in options if option.startswith("--"))
+        self.assertIn("--configs", self.options())
+        self.assert_all_named(self.options())
 
     def test_no_option_is_named_that_does_not_exist(self) -> None:
-        known = {option for action in runner.build_parser()._actions for option in action.option_strings}
         rows = re.findall(r"(?m)^\| `(--\w+)", README[README.index("\n## Options") : README.index("\n## Settings")])
-        self.assertEqual(set(rows) - known, {"--any_setting"})
+        self.assertEqual(set(rows) - self.options(), {"--any_setting"})
 
     def test_every_status_and_every_exit_code_is_named(self) -> None:
-        self.assert_all_named([*runner.COUNTS, *runner.COUNTS.values()])
+        statuses = "pending running completed failed timeout interrupted error".split()
+        self.assert_all_named([*statuses, "errors", "timeouts"])
         for code in ("0", "1", "2", "75", "128+N"):
             self.assertIn(f"\n| {code} | ", README)
 
@@ -163,13 +167,20 @@ class CompleteTest(unittest.TestCase):
 
     def test_what_it_refers_to_exists(self) -> None:
         links = set(re.findall(r"\]\(([^)#:]+)\)", README))
-        links |= {f"tests/{name}.py" for name in re.findall(r"`(test_\w+)`", README)}
         self.assertEqual([each for each in sorted(links) if not (ROOT / each).exists()], [])
         anchors = {
             re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"(?m)^#+ (.*)", README)
         }
         self.assertLessEqual(set(re.findall(r"\]\(#([^)]*)\)", README)), anchors)
 
-
-if __name__ == "__main__":
-    unittest.main()
+    def test_each_row_of_the_table_of_faults_names_tests_that_exist(self) -> None:
+        """By module: `test_stop` is tests/test_stop.py, `slow/fuzz` is tests/slow/fuzz.py."""
+        rows = re.findall(r"(?m)^\|[^|]*\|[^|]*\| *(`[^|]*`) *\|$", README[README.index("\n## Reliability") :])
+        self.assertGreater(len(rows), 20)
+        for row in rows:
+            names = re.findall(r"`([^`]*)`", row)
+            self.assertTrue(names, row)
+            for name in names:
+                with self.subTest(name):
+                    self.assertRegex(name, r"\A(test_\w+|slow/[a-z]\w*)\Z")
+                    self.assertTrue((ROOT / "tests" / f"{name}.py").is_file(), f"no tests/{name}.py")

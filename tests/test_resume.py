@@ -10,25 +10,24 @@ import shlex
 import shutil
 import signal
 import sys
-import unittest
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, TESTS, Forked, RunnerCase, is_running, wait_for
+from tests.support import CHILD_TOOLS, TESTS, RunnerCase, is_running, wait_for
 
-KEPT = "init_from = 'scratch'\nmax_iters = 10\nbatch_size = 8\n"  # a trainer that can continue
+KEPT = "init_from = 'scratch'\nmax_iters = 10\nbatch_size = 8\nword = 'x'"  # a trainer that can continue
+BEGAN = (
+    "name = os.path.basename(sys.argv[1])[:-3]\nprint(f'began {init_from} {batch_size}')\nexec(open('body.py').read())"
+)
 
 
 class ResumeCase(RunnerCase):
-    """A trainer with `init_from` and nanoGPT's configurator, whose configs are still code that runs."""
+    """A trainer with `init_from` and nanoGPT's configurator, whose body the tests change."""
 
     def setUp(self) -> None:
         super().setUp()
-        shutil.copy(TESTS / "configurator.py", self.dir)
-        script = f"import os, sys, time\nout_dir = ''\n{KEPT}exec(open('configurator.py').read())\n"
-        script += "print(f'began {init_from} {batch_size}')\nexec(open('body.py').read())\n"
-        (self.dir / "train_run.py").write_text(script)
+        self.strict_trainer(KEPT, BEGAN)
         self.body("")
 
     def body(self, code: str) -> None:
@@ -38,7 +37,7 @@ class ResumeCase(RunnerCase):
     def stop_first(self, *args: Any, names: str = "a.py") -> None:
         """A batch that is interrupted while its first experiment runs, after it wrote ckpt_5.pt."""
         self.body(CHILD_TOOLS + "open(out_dir + '/ckpt_5.pt', 'w').write('5')\nprint('ready')\nlive_on()")
-        runner = self.start("--configs", *names.split(), *args)
+        runner = self.start("--stop_signal", "TERM", "--configs", *names.split(), *args)
         self.wait_for_line(names.split()[0][:-3], b"ready\n")
         runner.send_signal(signal.SIGINT)
         runner.communicate(timeout=60)
@@ -50,9 +49,7 @@ class ResumeCase(RunnerCase):
             os.kill(pid, signal.SIGKILL)
 
     def resume(self, *args: Any, expect: int = 0) -> str:
-        done = Forked(self.dir, "--resume", *args).ended()
-        self.assertEqual(done.returncode, expect, f"stdout:\n{done.stdout}\nstderr:\n{done.stderr}")
-        return done.stdout
+        return self.forked("--resume", *args, expect=expect).stdout
 
 
 class HowTest(ResumeCase):
@@ -87,12 +84,6 @@ class HowTest(ResumeCase):
         self.assertEqual(self.result("a")["attempts"], 2)
         self.assertEqual(self.json(self.batch() / "a" / "experiment_metadata.json")["attempt"], 2)
 
-    def test_a_changed_config_starts_over(self) -> None:
-        self.config("a")
-        self.stop_first()
-        self.config("a", "batch_size = 9")
-        self.started_over("the config changed")
-
     def test_no_checkpoint_starts_over(self) -> None:
         self.config("a")
         self.stop_first()
@@ -105,18 +96,16 @@ class HowTest(ResumeCase):
         self.started_over("--init_from=scratch", "--init_from", "scratch")
 
     def test_a_trainer_without_init_from_starts_over(self) -> None:
-        script = self.dir / "train_run.py"
-        script.write_text(script.read_text().replace("init_from = 'scratch'\n", "").replace("{init_from} ", ""))
+        self.strict_trainer(KEPT.replace("init_from = 'scratch'\n", ""), BEGAN.replace("{init_from} ", ""))
         self.config("a")
         self.stop_first()
         self.started_over("the trainer has no setting init_from")
 
-    def test_a_config_that_has_gone_is_replaced_by_its_copy_and_that_is_said(self) -> None:
+    def test_a_config_that_has_gone_is_replaced_by_its_copy(self) -> None:
         self.config("a", "batch_size = 5")
         self.stop_first()
         (self.dir / "a.py").unlink()
-        out = self.resume()
-        self.assertRegex(out, r"a: config a.py has gone, its copy is used: \S+/a/config_used.py")
+        self.resume()
         self.assertIn(b"began resume 5", self.log("a"))
 
     def test_options_given_now_are_laid_over_and_recorded(self) -> None:
@@ -136,8 +125,8 @@ class HowTest(ResumeCase):
         self.stop_first(names="a.py b.py c.py")
         before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*")}
         out = self.resume("--dry_run")
-        self.assertRegex(out, r"(?m)^# a: continues from ckpt_5.pt\n\S+ train_run.py a.py .*--init_from=resume$")
-        self.assertRegex(out, r"(?m)^# b: starts: first attempt\n\S+ train_run.py b.py ")
+        self.assertRegex(out, r"(?m)^# a: continues from ckpt_5.pt\n\S+ train_run.py \S*a.py .*--init_from=resume$")
+        self.assertRegex(out, r"(?m)^# b: starts: first attempt\n\S+ train_run.py \S*b.py ")
         self.assertEqual({path: path.stat().st_mtime_ns for path in self.batch().rglob("*")}, before)
         self.resume()
         self.config("c", "batch_size = 1")
@@ -147,29 +136,13 @@ class HowTest(ResumeCase):
             + [f"# {name}: completed, left alone" for name in "abc"],
         )
 
-    def test_a_newest_checkpoint_that_was_cut_off_is_set_aside_and_the_one_before_used(self) -> None:
-        self.config("a")
-        self.stop_first()
-        folder = self.batch() / "a"
-        (folder / "ckpt_9.pt").write_text("")
-        self.body(
-            "newest = max(p for p in os.listdir(out_dir) if p.endswith('.pt'))\n"
-            "assert open(f'{out_dir}/{newest}').read(), 'cut off'\nprint('used', newest)"
-        )
-        out = self.resume()
-        self.assertRegex(out, r"a: failed at once, set aside as perhaps cut off: ckpt_9.pt.set_aside")
-        self.assertRegex(out, r"a: continues from ckpt_5.pt")
-        self.assertIn(b"used ckpt_5.pt\n", self.log("a"))
-        self.assertTrue((folder / "ckpt_9.pt.set_aside").exists())
-        self.assertEqual((self.result("a")["status"], self.result("a")["attempts"]), ("completed", 3))
-
-    def test_a_checkpoint_that_was_not_to_blame_gets_its_name_back(self) -> None:
+    def test_a_checkpoint_that_is_not_to_blame_keeps_its_name(self) -> None:
         self.config("a")
         self.stop_first()
         folder = self.batch() / "a"
         (folder / "ckpt_9.pt").write_text("good")
         self.body("sys.exit('no such data')")
-        self.assertRegex(self.resume(expect=1), r"failed without ckpt_9.pt as well")
+        self.resume(expect=1)
         self.assertEqual(sorted(path.name for path in folder.glob("ckpt*")), ["ckpt_5.pt", "ckpt_9.pt"])
 
     def test_a_lone_checkpoint_that_cannot_be_read_is_set_aside_too(self) -> None:
@@ -178,12 +151,12 @@ class HowTest(ResumeCase):
         self.body("if init_from == 'resume': raise EOFError('Ran out of input')")
         self.resume()
         self.assertEqual(self.result("a")["status"], "completed")
-        self.assertTrue((self.batch() / "a" / "attempt_2" / "ckpt_5.pt.set_aside").exists())
+        self.assertEqual(len(list((self.batch() / "a").rglob("ckpt_5.pt*"))), 1)
 
     def test_a_failed_one_runs_again_and_a_completed_one_does_not(self) -> None:
         self.config("a")
         self.config("b")
-        self.body("sys.exit(sys.argv[1] == 'b.py')")
+        self.body("sys.exit(name == 'b')")
         self.run_runner("--configs", "a.py", "b.py", expect=1)
         first = self.result("a")
         self.body("")
@@ -199,6 +172,18 @@ class HowTest(ResumeCase):
         self.run_runner("--resume", self.batch(), expect=0, cwd=elsewhere)
         self.assertEqual(self.result("a")["status"], "completed")
         self.assertEqual(list(elsewhere.iterdir()), [])
+
+    def test_values_kept_in_json_lead_to_the_same_training(self) -> None:
+        self.config("a")
+        self.body("print('VALUES', repr(word), repr(batch_size))\nsys.exit(1)")
+        words = ["2024", "'2024'", "True", "a=b", "it's", "None", "[1]", "1e5", "\"'quoted'\"", "größe", "x y", "\\n"]
+        for word in words:
+            with self.subTest(word=word):
+                self.forked("--configs", "a.py", f"--word={word}", "--batch_size", "1e1", expect=1)
+                self.resume(expect=1)
+                logs = (self.batch() / "a" / "attempt_1" / "stdout.log", self.batch() / "a" / "stdout.log")
+                first, again = (re.findall(r"(?m)^VALUES .*", log.read_text("utf-8")) for log in logs)
+                self.assertEqual((len(first), again), (1, first))
 
 
 class RefusalTest(ResumeCase):
@@ -222,30 +207,50 @@ class RefusalTest(ResumeCase):
         after = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertEqual(after, before)
 
-    def test_what_is_no_batch_or_damaged_is_a_usage_error_that_names_the_file(self) -> None:
+    def damaged(self, *texts: str) -> None:
+        """A batch of version 1.0.0, which has no plan/, is refused with each of these as its summary; nothing changes."""
+        shutil.rmtree(self.batch() / "plan", ignore_errors=True)
+        before = sorted(self.batch().rglob("*"))
+        for text in texts:
+            with self.subTest(text=text[:60]):
+                (self.batch() / "experiment_summary.json").write_text(text)
+                done = self.forked("--resume", expect=2)
+                self.assertRegex(done.stderr, r"\Aerror: .*experiment_summary\.json.*\n\Z")
+                self.assertEqual(sorted(self.batch().rglob("*")), before)
+
+    def test_a_summary_that_is_damaged_is_refused_by_every_mode_and_named(self) -> None:
         self.config("a")
-        self.run_runner("--configs", "a.py", expect=0)
-        summary = self.batch() / "experiment_summary.json"
-        whole = summary.read_text()
-        for text in (
-            whole[:-40],
-            "",
-            "[1]",
-            '"x"',
-            '{"results": []}',
-            '{"results": {"a": 3}}',
-            '{"results": {"../x": {}}}',
-            "[" * 99999,
-        ):
-            with self.subTest(text=text[:20]):
-                summary.write_text(text)
-                for option in ("--resume", "--status", "--report"):
-                    done = Forked(self.dir, option, self.batch()).ended()
-                    self.assertEqual(done.returncode, 2, done)
-                    self.assertRegex(done.stderr, r"^error: summary is damaged: .*experiment_summary.json.*\n$")
+        self.forked("--configs", "a.py")
+        path = self.batch() / "experiment_summary.json"
+        whole = path.read_text()
+        self.damaged(whole[:-40], "", "[1]", '"x"', '{"results": []}', '{"results": {"a": 3}}', "[" * 99999)
+        for option in ("--status", "--report"):
+            done = self.forked(option, self.batch(), expect=2)
+            self.assertRegex(done.stderr, r"^error: summary is damaged: .*experiment_summary.json.*\n$")
+
+    def test_a_summary_with_values_of_wrong_types_is_refused_and_named(self) -> None:
+        self.config("a")
+        self.body("sys.exit(1)")
+        self.forked("--configs", "a.py", expect=1)
+        whole = self.json(self.batch() / "experiment_summary.json")
+        wrong: list[dict[str, Any]] = [{"train_script": 5}, {"options": {"jobs": "x"}}, {"options": {"jobs": [2]}}]
+        wrong += [{"options": {"launcher": 7}}, {"options": [1]}, {"options": {"timeout": {}}}, {"results": None}]
+        results: list[dict[str, Any]] = [
+            {"config_path": 7},
+            {"config_path": None},
+            {"overrides": [1]},
+            {"overrides": "x"},
+        ]
+        results += [{"status": 5}, {"attempts": "three"}, {"attempts": -1}]
+        wrong += [{"results": {"a": {**whole["results"]["a"], **each}}} for each in results]
+        (self.batch() / "a" / "experiment_result.json").unlink()
+        self.damaged(*(json.dumps({**whole, **change}) for change in wrong))
+
+    def test_what_is_no_batch_is_refused_and_stays_as_it_is(self) -> None:
+        self.config("a")
         (self.dir / "empty").mkdir()
         for place in ("empty", "nowhere", "a.py"):
-            done = self.run_runner("--resume", place, expect=2)
+            done = self.forked("--resume", place, expect=2)
             self.assertRegex(done.stderr, rf"^error: no batch there: {place}\n$")
         self.assertEqual(list((self.dir / "empty").iterdir()), [])
 
@@ -260,12 +265,6 @@ class RefusalTest(ResumeCase):
         self.assertIn(b"began resume 3", self.log("a"))
         self.assertEqual(self.summary()["completed"], 1)
 
-    def test_configs_or_a_sweep_beside_resume_are_refused(self) -> None:
-        self.config("a")
-        for args in (["--configs", "a.py"], ["--sweep", "batch_size=1,2"]):
-            done = self.run_runner("--resume", ".", *args, expect=2)
-            self.assertRegex(done.stderr, r"^error: .*not allowed with --resume")
-
     def test_a_second_runner_ends_with_75_and_says_who_holds_the_batch(self) -> None:
         self.config("a", CHILD_TOOLS + "print('ready')\nawait_file('go')")
         runner = self.start("--configs", "a.py")
@@ -275,62 +274,6 @@ class RefusalTest(ResumeCase):
         self.assertRegex(self.run_runner("--status", expect=0).stdout, r"a +running")
         self.go("go")
         self.assertEqual(runner.wait(60), 0)
-
-    def let_one_give_up(self, pair: list[Forked], go: Path) -> None:
-        """One of two runners ends with 75 while the other's training goes on, which then may end."""
-        wait_for(lambda: any(each.has_ended() for each in pair), "one of two runners to give up")
-        go.touch()
-        done = sorted((each.ended() for each in pair), key=lambda each: -each.returncode)
-        self.assertEqual([each.returncode for each in done], [75, 1], done)
-        self.assertRegex(done[0].stderr, r"\Aerror: another runner holds this batch: pid \d+ on \S+ since \S+\n\Z")
-        go.unlink()
-
-    def test_of_two_runners_that_resume_at_once_one_runs_and_one_ends_with_75_fifty_times_in_a_row(self) -> None:
-        """Ten copies of a batch, five turns each: in every turn two runners are let go at one instant."""
-        self.config("a")
-        launch = self.dir / "launch"
-        launch.write_text('until [ -e "$1/../go" ]; do sleep 0.02; done\nexit 1\n')
-        (self.dir / "experiments").mkdir()
-        self.go("experiments/go")
-        self.run_runner("--configs", "a.py", "--launcher", "sh launch {dir}/..", expect=1)
-        lanes = [self.dir / "experiments" / f"lane_{number}" for number in range(10)]
-        for lane in lanes:
-            shutil.copytree(self.batch(), lane / "batch")
-        for _ in range(5):
-            source, sink = os.pipe()
-            pairs = []
-            for lane in lanes:
-                pairs.append([Forked(self.dir, "--resume", lane / "batch", gate=(source, sink)) for _ in range(2)])
-                for each in pairs[-1]:
-                    self.addCleanup(each.end)
-            for end in (sink, source):
-                os.close(end)
-            for lane, pair in zip(lanes, pairs):
-                self.let_one_give_up(pair, lane / "go")
-        for lane in lanes:
-            self.assertEqual(self.json(lane / "batch" / "a" / "experiment_result.json")["attempts"], 6)
-
-    def test_a_training_that_outlived_its_runner_is_not_started_twice(self) -> None:
-        ignoring = "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        self.config("a", CHILD_TOOLS + ignoring + "note_pid()\nprint('ready')\nlive_on()")
-        runner = self.start("--configs", "a.py")
-        self.wait_for_line("a", b"ready\n")
-        runner.kill()
-        runner.wait(60)
-        [pid] = self.pids(1)
-        self.addCleanup(self.kill, pid)
-        self.assertTrue(is_running(pid))
-        done = self.run_runner("--resume", "--grace", 0.1, expect=2)
-        self.assertRegex(
-            done.stderr, rf"^error: training a outlived its runner as pid {pid}; .*kill -KILL -- -{pid}\n$"
-        )
-        self.assertTrue(is_running(pid))
-        self.assertRegex(self.run_runner("--status", expect=0).stdout, r"a +interrupted .* its runner died")
-        metadata = self.batch() / "a" / "experiment_metadata.json"
-        saved = self.json(metadata)
-        metadata.write_text(json.dumps({**saved, "pid_started": "12345"}))  # the pid is another's by now
-        self.config("a")
-        self.resume()
 
 
 class NothingLostTest(ResumeCase):
@@ -347,13 +290,12 @@ class NothingLostTest(ResumeCase):
         (folder / ".hidden").write_text("x")
         (folder / "attempt_notes.txt").write_text("of the trainer")
         first = self.contents(folder)
-        self.config("a", "batch_size = 9")
         self.body("print('second', file=sys.stderr)\nsys.exit(3)")
-        self.resume(expect=1)
+        self.resume("--init_from", "scratch", expect=1)
         self.assertEqual(self.contents(folder / "attempt_1"), first)
         second = {name: data for name, data in self.contents(folder).items() if not name.startswith("attempt_1/")}
         own = ["stdout.log", "stderr.log", "combined.log", "config_used.py"]
-        self.assertEqual(sorted(second), sorted([*own, "experiment_metadata.json", "experiment_result.json"]))
+        self.assertLessEqual({*own, "experiment_metadata.json", "experiment_result.json"}, set(second))
         self.body("")
         self.resume()
         self.assertEqual(self.contents(folder / "attempt_1"), first)
@@ -432,7 +374,7 @@ class PlanTest(ResumeCase):
         for name in "abcd":
             self.config(name)
         self.stop_first(names="d.py b.py c.py a.py")
-        self.body("open('order', 'a').write(sys.argv[1][0])")
+        self.body("open('order', 'a').write(name)")
         self.resume()
         self.assertEqual((self.dir / "order").read_text(), "dbca")
 
@@ -487,23 +429,10 @@ class PlanTest(ResumeCase):
         self.resume()
         self.assertEqual(self.json(batch / "experiment_summary.json")["completed"], 1)
 
-    def test_slots_given_now_replace_those_of_the_plan_in_whatever_way_they_were_given(self) -> None:
-        ways = [["--jobs", "2"], ["--devices", "cpu"], ["--devices", "cpu,cuda:0"], ["--device", "cpu"]]
-        self.config("a")
-        (self.dir / "train_run.py").write_text("import sys\nsys.exit(1)\n")
-        for before in ways[:3]:
-            self.run_runner("--configs", "a.py", *before, expect=1)
-            for now in ways:
-                with self.subTest(before=before, now=now):
-                    done = Forked(self.dir, "--resume", "--dry_run", *now).ended()
-                    self.assertEqual(done.returncode, 0, done)
-                    devices = re.findall(r"--device=(\S+)", done.stdout)
-                    self.assertEqual(devices, [] if now[0] == "--jobs" else ["cpu"])
-
     def test_a_completed_one_whose_config_changed_is_named_and_not_run_again(self) -> None:
         self.config("a")
         self.config("b")
-        self.body("sys.exit(sys.argv[1] == 'b.py')")
+        self.body("sys.exit(name == 'b')")
         self.run_runner("--configs", "a.py", "b.py", expect=1)
         first, log = self.result("a"), self.log("a")
         self.config("a", "batch_size = 3")
@@ -511,15 +440,6 @@ class PlanTest(ResumeCase):
         self.assertRegex(self.resume(), r"(?m)a: completed, but its config has changed since: a.py$")
         self.assertEqual((self.result("a"), self.log("a")), (first, log))
         self.assertEqual(self.result("b")["attempts"], 2)
-
-    def test_a_config_that_has_gone_before_its_first_turn_is_told_as_failed(self) -> None:
-        self.config("a")
-        self.config("b")
-        self.stop_first(names="a.py b.py")
-        (self.dir / "b.py").unlink()
-        self.resume(expect=1)
-        self.assertEqual((self.result("a")["status"], self.result("b")["status"]), ("completed", "failed"))
-        self.assertIn("b.py", self.result("b")["error"])
 
     def test_a_dry_run_prints_what_resume_then_runs(self) -> None:
         for name in "ab":
@@ -531,33 +451,25 @@ class PlanTest(ResumeCase):
         ran = [self.json(self.batch() / name / "experiment_metadata.json")["command"] for name in "ab"]
         self.assertEqual(shown, ran)
 
-    def test_a_summary_with_values_of_wrong_types_is_refused_and_named(self) -> None:
+    def test_slots_given_now_replace_those_of_the_plan_in_whatever_way_they_were_given(self) -> None:
+        ways = [["--jobs", "2"], ["--devices", "cpu"], ["--devices", "cpu,cuda:0"], ["--device", "cpu"]]
         self.config("a")
-        self.body("sys.exit(1)")
-        self.run_runner("--configs", "a.py", expect=1)
-        path = self.batch() / "experiment_summary.json"
-        whole = self.json(path)
-        wrong: list[dict[str, Any]] = [{"train_script": 5}, {"options": {"jobs": "x"}}, {"options": {"jobs": [2]}}]
-        wrong += [{"options": {"launcher": 7}}, {"options": [1]}, {"options": {"timeout": {}}}, {"results": None}]
-        wrong += [{"results": {"a": {**whole["results"]["a"], **each}}} for each in WRONG_RESULTS]
-        (self.batch() / "a" / "experiment_result.json").unlink()
-        before = sorted(self.batch().rglob("*"))
-        for change in wrong:
-            with self.subTest(change=str(change)[-60:]):
-                path.write_text(json.dumps({**whole, **change}))
-                done = Forked(self.dir, "--resume").ended()
-                self.assertEqual(done.returncode, 2, done)
-                self.assertRegex(done.stderr, r"\Aerror: .*experiment_summary\.json.*\n\Z")
-                self.assertEqual(sorted(self.batch().rglob("*")), before)
+        (self.dir / "train_run.py").write_text("import sys\nsys.exit(1)\n")
+        for before in ways[:3]:
+            self.forked("--configs", "a.py", *before, expect=1)
+            for now in ways:
+                with self.subTest(before=before, now=now):
+                    [command] = self.planned("--resume", *now).values()
+                    self.assertEqual("--device=cpu" in command, now[0] != "--jobs")
 
-
-WRONG_RESULTS: list[dict[str, Any]] = [
-    {"config_path": 7},
-    {"config_path": None},
-    {"overrides": [1]},
-    {"overrides": "x"},
-]
-WRONG_RESULTS += [{"status": 5}, {"attempts": "three"}, {"attempts": -1}]
+    def test_a_retry_continues_from_the_checkpoint_that_the_failed_attempt_left(self) -> None:
+        self.config("a")
+        self.body("if init_from == 'resume': sys.exit()\nopen(out_dir + '/ckpt_5.pt', 'w')\nraise ValueError('first')")
+        self.run_runner("--configs", "a.py", "--retries", 1, expect=0)
+        began = re.findall(rb"(?m)^began .*$", self.log("a"))
+        self.assertEqual(began, [b"began scratch 8", b"began resume 8"])
+        self.assertTrue((self.batch() / "a" / "ckpt_5.pt").exists())
+        self.assertFalse((self.batch() / "a" / "attempt_1").exists())
 
 
 class StandInTest(RunnerCase):
@@ -585,77 +497,3 @@ class StandInTest(RunnerCase):
         self.assertEqual((result["status"], result["attempts"]), ("completed", 3))
         self.assertEqual([each["status"] for each in result["attempt_history"]], ["interrupted", "failed"])
         self.assertEqual(Path(result["final_checkpoint"]).name, f"ckpt_unmasking_{numbers[-1] + 2}.pt")
-
-
-class LimitTest(ResumeCase):
-    def test_a_timeout_ends_an_attempt(self) -> None:
-        self.config("a", CHILD_TOOLS + "note_pid()\nlive_on()")
-        self.config("b")
-        self.run_runner("--configs", "a.py", "b.py", "--timeout", "0.5", expect=1)
-        result = self.result("a")
-        self.assertEqual((result["status"], result["error"]), ("timeout", "not done after 0.5s (--timeout)"))
-        self.assertFalse(is_running(self.pids(1)[0]))
-        self.assertEqual((self.summary()["timeouts"], self.summary()["completed"]), (1, 1))
-
-    def test_silence_is_a_stall_and_output_is_none(self) -> None:
-        self.config("silent", CHILD_TOOLS + "print('one line')\nlive_on()")
-        self.config(
-            "busy", "for _ in range(20):\n    time.sleep(0.1)\n    print('.', end='', file=sys.stderr, flush=True)"
-        )
-        self.run_runner("--configs", "silent.py", "busy.py", "--jobs", 2, "--stall", "1.5", expect=1)
-        self.assertEqual(self.result("silent")["status"], "timeout")
-        self.assertIn("stalled", self.result("silent")["error"])
-        self.assertEqual(self.result("busy")["status"], "completed")
-
-    def test_a_failed_one_is_retried_after_the_others(self) -> None:
-        for name in "abc":
-            self.config(name)
-        self.body(
-            "name = sys.argv[1][0]\nopen('order', 'a').write(name)\n"
-            "sys.exit(name == 'a' and open('order').read().count('a') < 3)"
-        )
-        self.run_runner("--configs", "a.py", "b.py", "c.py", "--retries", 2, expect=0)
-        self.assertEqual((self.dir / "order").read_text(), "abcaa")
-        self.assertEqual(self.result("a")["attempts"], 3)
-        self.assertEqual([each["status"] for each in self.result("a")["attempt_history"]], ["failed", "failed"])
-        (self.dir / "order").unlink()
-        self.run_runner("--configs", "a.py", "b.py", "--retries", 1, expect=1)
-        self.assertEqual((self.dir / "order").read_text(), "aba")
-
-    def test_a_retry_continues_from_the_checkpoint_that_the_failed_attempt_left(self) -> None:
-        self.config("a")
-        self.body("if init_from == 'resume': sys.exit()\nopen(out_dir + '/ckpt_5.pt', 'w')\nraise ValueError('first')")
-        self.run_runner("--configs", "a.py", "--retries", 1, expect=0)
-        began = re.findall(rb"(?m)^began .*$", self.log("a"))
-        self.assertEqual(began, [b"began scratch 8", b"began resume 8"])
-        self.assertTrue((self.batch() / "a" / "ckpt_5.pt").exists())
-        self.assertFalse((self.batch() / "a" / "attempt_1").exists())
-
-    def test_one_that_stalled_or_ran_out_of_time_is_retried_as_well(self) -> None:
-        self.config("a")
-        mark = "mark = os.path.join(out_dir, '..', 'tried')\nif os.path.exists(mark): sys.exit()\n"
-        self.body(CHILD_TOOLS + mark + "open(mark, 'w')\nlive_on()")
-        args = ["--configs", "a.py", "--retries", 1, "--base_out_dir"]
-        for runner in [self.start(*args, option, f"--{option}", 2) for option in ("timeout", "stall")]:
-            self.ended(runner, 0)
-        for option in ("timeout", "stall"):
-            with self.subTest(option=option):
-                result = self.json(self.dir / option / "latest" / "a" / "experiment_result.json")
-                self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
-                self.assertEqual([each["status"] for each in result["attempt_history"]], ["timeout"])
-
-    def test_after_so_many_failures_nothing_more_is_started(self) -> None:
-        for name in "abcd":
-            self.config(name)
-        self.body("sys.exit(sys.argv[1] != 'a.py')")
-        done = self.run_runner("--configs", *(f"{name}.py" for name in "abcd"), "--max_failures", 2, expect=1)
-        self.assertRegex(done.stdout, r"error: 2 experiments have failed \(--max_failures\); nothing more is started")
-        summary = self.summary()
-        self.assertEqual((summary["completed"], summary["failed"], summary["pending"]), (1, 2, 1))
-        self.body("")
-        self.resume()
-        self.assertEqual(self.summary()["completed"], 4)
-
-
-if __name__ == "__main__":
-    unittest.main()

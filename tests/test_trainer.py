@@ -327,7 +327,3 @@ def assigned_literals(path: Path) -> dict[str, object]:
             except ValueError:
                 continue  # computed, so no setting
     return found
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -236,7 +236,9 @@ class BatchCase(HostileCase):
                 "bad__seed_1/experiment_metadata.json",
                 "slow__seed_1/experiment_result.json",
                 "slow__seed_1/experiment_metadata.json",
+                "plan/plan.json",
             )
+            if (self.base / place).exists()
         }
         (self.dir / "cases").mkdir()
 
