@@ -186,10 +186,6 @@ class HelpTest(CommandLineCase):
                 self.assertRegex(done.stdout.partition("xit codes")[2], rf"\b{code}\b")
         self.assertEqual(done.stderr, "")
 
-    def test_help_fits_a_terminal_of_100_columns(self) -> None:
-        done = self.run_runner("--help", expect=0, env={**os.environ, "COLUMNS": "100"})
-        self.assertEqual([line for line in done.stdout.splitlines() if len(line) > 100], [])
-
 
 class OverrideTest(CommandLineCase):
     def test_overrides_reach_the_trainer_in_its_own_form(self) -> None:

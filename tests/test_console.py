@@ -11,7 +11,7 @@ import sys
 import unittest
 from typing import Any
 
-from tests.support import CHILD_TOOLS, ESCAPES, PATIENCE, RUNNER, RunnerCase, wait_for
+from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, wait_for
 from tests.terminal import Screen, Terminal
 
 STEPS = (
@@ -39,11 +39,6 @@ class ScreenTest(unittest.TestCase):
         self.assertEqual(self.shown("abc\r\ndef\r\n\x1b[2A\rx\x1b[K\r\ny"), ["x", "yef", ""])
         self.assertEqual(self.shown("abc\r\ndef\r\n\x1b[2", "Ax\x1b[J"), ["x", "", ""])
         self.assertEqual(self.shown(*[f"{n}\r\n" for n in range(6)], "\x1b[9A\rtop"), ["top", "4", "5", ""])
-
-    def test_what_it_does_not_know_is_noted(self) -> None:
-        screen = Screen(4, 10)
-        screen.feed(b"\x1b[31mred\x07\x1b]0;title\x07\x1b[2J")
-        self.assertEqual(screen.strange, ["\x1b[31m", "\x07", "\x1b]0;title\x07", "\x1b[2J"])
 
 
 class TerminalTest(RunnerCase):
@@ -152,17 +147,6 @@ class TerminalTest(RunnerCase):
         ask("send-keys", "C-c")
         wait_for((self.dir / "over").exists, "the end of the runner")
         self.assertEqual(OF_BLOCK.findall(shows(r"continue with: ")), [])
-
-    def test_no_name_and_no_value_paints_the_terminal(self) -> None:
-        odd = f"a{ESCAPES}b"
-        self.config(odd, f"print({odd!r} + 'step 5: train loss 1.0, val loss 2.0')\nraise ValueError({odd!r})")
-        words = ["--configs", f"{odd}.py", "--base_out_dir", f"out{odd}", "--tag", odd, "--sweep", f"word={odd},{odd}2"]
-        terminal = self.on_terminal(*words, "--follow")
-        self.assertEqual(terminal.ended(), 1)
-        status = self.on_terminal("--status", "--base_out_dir", f"out{odd}")
-        self.assertEqual(status.ended(), 0)
-        self.assertEqual(terminal.screen.strange + status.screen.strange, [])
-        self.assertIn("2 failed", status.screen.text())
 
     def test_with_stdout_in_a_pipe_there_is_no_block_that_its_lines_could_tear(self) -> None:
         self.config("one", STEPS)

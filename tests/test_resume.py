@@ -319,18 +319,6 @@ class NothingLostTest(ResumeCase):
         self.assertEqual(before - Counter(self.contents(folder / "attempt_1").values()), Counter())
         self.assertEqual((self.result("a")["status"], self.result("a")["attempts"]), ("completed", 2))
 
-    def test_a_crash_after_an_attempt_was_moved_aside_starts_the_next_one(self) -> None:
-        self.config("a")
-        self.stop_first()
-        folder = self.batch() / "a"
-        before = self.contents(folder)
-        (folder / "attempt_1").mkdir()
-        for name in before:
-            (folder / name).rename(folder / "attempt_1" / name)
-        self.resume()
-        self.assertEqual(self.contents(folder / "attempt_1"), before)
-        self.assertEqual((self.result("a")["status"], self.result("a")["attempts"]), ("completed", 2))
-
     def test_a_killed_runner_leaves_a_batch_that_reads_as_interrupted_and_continues(self) -> None:
         self.config("a")
         self.config("b")
@@ -440,16 +428,6 @@ class PlanTest(ResumeCase):
         self.assertRegex(self.resume(), r"(?m)a: completed, but its config has changed since: a.py$")
         self.assertEqual((self.result("a"), self.log("a")), (first, log))
         self.assertEqual(self.result("b")["attempts"], 2)
-
-    def test_a_dry_run_prints_what_resume_then_runs(self) -> None:
-        for name in "ab":
-            self.config(name)
-        self.stop_first(names="a.py b.py")
-        out = self.resume("--dry_run", "--batch_size", 4)
-        shown = [shlex.split(line) for line in out.splitlines() if not line.startswith("#")]
-        self.resume("--batch_size", 4)
-        ran = [self.json(self.batch() / name / "experiment_metadata.json")["command"] for name in "ab"]
-        self.assertEqual(shown, ran)
 
     def test_slots_given_now_replace_those_of_the_plan_in_whatever_way_they_were_given(self) -> None:
         ways = [["--jobs", "2"], ["--devices", "cpu"], ["--devices", "cpu,cuda:0"], ["--device", "cpu"]]

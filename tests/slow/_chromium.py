@@ -173,8 +173,3 @@ class Browser:
         x, y = self.point_at(selector)
         for kind in ("mousePressed", "mouseReleased"):
             self.ask("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
-
-    def picture(self, path: Path) -> None:
-        """A screenshot of the whole page."""
-        data = self.ask("Page.captureScreenshot", captureBeyondViewport=True)["data"]
-        path.write_bytes(base64.b64decode(data))

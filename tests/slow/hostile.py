@@ -17,7 +17,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import unittest
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -148,21 +147,6 @@ class ValueTest(HostileCase):
                     self.assert_decent(*self.call("--dry_run", *where, f"{option}={given}", spawns=False))
                     self.assertFalse((self.dir / "experiments").exists())
         self.assertEqual(self.outside(), before)
-
-    @unittest.skipUnless(shutil.which("bash"), "the printed command is read as bash does")
-    def test_the_command_that_is_printed_is_one_that_a_shell_takes_for_the_same_words(self) -> None:
-        self.config("easy")
-        for value in hostile_texts(self.canary):
-            if value == "--":
-                continue  # refused
-            with self.subTest(value=value[:100]):
-                code, out, err = self.call("--dry_run", "--configs", "easy.py", f"--note={value}")
-                self.assert_decent(code, out, err, codes=(0,))
-                script = f"printf '%s\\0' {out.splitlines()[-1]}".encode(errors="surrogateescape")
-                done = subprocess.run(["bash"], input=script, stdout=subprocess.PIPE, check=True)
-                words = done.stdout.decode(errors="surrogateescape").split("\0")
-                self.assertIn(words[-2], (f"--note={value}", f"--note={value!r}"))  # quoted: else literal_eval dies
-        self.assertFalse((self.canary / "executed").exists())
 
     def test_a_config_that_is_no_decent_python_is_that_experiments_failure(self) -> None:
         sources = [b"\0", b"x = 1\0", b"\xff\xfex = 1", b"# coding: rot13\nk = 1", b"# coding: \x1b[31m\nx = 1"]
@@ -359,32 +343,6 @@ class DamageTest(BatchCase):
                 self.check_resumed(place)
                 self.assertEqual(self.outside(), before, "something outside the batch has changed")
                 shutil.rmtree(place)  # of a failure, the batch is kept to the test's end
-
-    def test_a_reader_that_needs_more_than_the_text_is_no_reader(self) -> None:
-        """What parses but can't be written again, or not be compared, or not be encoded."""
-        for key, value in {
-            "sweep": {"seed": [1]},
-            "command": ["\ud800", "\x00", 1, None, {}],
-            "git": {"commit": nested(300, "dict"), "dirty": [0]},
-            "options": {"jobs": 10**30},
-            "start_time": "0001-01-01T00:00:00+23:59",
-            "duration_seconds": -1e300,
-            "hostname": nested(900, "list"),
-            "resumes": {"a": "b"},
-            "working_directory": str(self.canary),
-            "train_script": str(self.canary / "file"),
-        }.items():
-            with self.subTest(key=key):
-                place = self.copy_batch()
-                summary = json.loads(self.texts["experiment_summary.json"])
-                summary[key] = value
-                for number, result in enumerate(summary["results"].values()):
-                    result["overrides"] = {"seed": (10**400, 1, -(10**309))[number]}
-                (place / "experiment_summary.json").write_text(json.dumps(summary))
-                before = self.outside()
-                self.check_shown(place)
-                self.check_resumed(place)
-                self.assertEqual(self.outside(), before)
 
     def test_pids_of_any_size_are_only_numbers(self) -> None:
         pids: tuple[Any, ...] = (0, -1, 1, 2**31 - 1, 2**31, 2**63, 10**30, True, "1", None, 1.5, [])

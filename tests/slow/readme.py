@@ -1,0 +1,90 @@
+"""The README's commands work as written."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+from pathlib import Path
+
+from tests.support import PATIENCE, ROOT
+from tests.test_readme import THIS_RUN, blocks
+
+SOMEWHERE_ELSE = {  # what other machines have: it starts the training script with this Python
+    "nvidia-smi": "echo GPU 0: one; echo GPU 1: two",
+    **dict.fromkeys(
+        ("torchrun", "docker", "srun"), 'while [ "${1##*/}" != train_run.py ]; do shift; done; exec python3 "$@"'
+    ),
+}
+NOT_OURS = (".*", "__pycache__", "*.egg-info", "build", "experiments", "quick_test")  # what a clone doesn't have
+
+
+class CommandTest(unittest.TestCase):
+    """The commands run one block after another in one copy of the repository, as somebody pastes them."""
+
+    directory: Path
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        cls.directory = Path(tempfile.mkdtemp(prefix="run_experiments_test_"))
+        cls.addClassCleanup(shutil.rmtree, cls.directory, ignore_errors=True)
+        shutil.copytree(ROOT, cls.directory / "clone", ignore=shutil.ignore_patterns(*NOT_OURS))
+        cls.program("bin/python3", f'exec "{sys.executable}" "$@"')  # the one that runs this test
+
+    @classmethod
+    def program(cls, name: str, code: str) -> None:
+        path = cls.directory / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{code}\n")
+        path.chmod(0o755)
+
+    def run_block(self, block: str, folder: str = "clone", programs: str = "bin") -> None:
+        path = os.pathsep.join([str(self.directory / programs), str(self.directory / "bin"), os.environ["PATH"]])
+        done = subprocess.run(
+            ["bash", "-e", "-o", "pipefail", "-c", block],
+            cwd=self.directory / folder,
+            env={**os.environ, "PATH": path, "HOME": str(self.directory / "home")},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=4 * PATIENCE,
+        )
+        self.assertEqual(done.returncode, 0, f"{block}\n{done.stdout}")
+        self.assertNotRegex(done.stdout, "Traceback|command not found")
+
+    @unittest.skipUnless(shutil.which("bash"), "bash is missing")
+    def test_every_command_works_as_written(self) -> None:
+        commands = blocks("bash")
+        self.assertEqual(commands.count(f"{THIS_RUN}\n"), 1)
+        self.assertGreater(len(commands), 8)
+        for block in commands:
+            with self.subTest(block=block):
+                if "jq " in block and not shutil.which("jq"):
+                    self.skipTest("jq is missing")
+                if block != f"{THIS_RUN}\n":
+                    self.run_block(block)
+
+    @unittest.skipUnless(shutil.which("bash"), "bash is missing")
+    def test_commands_for_other_machines_work_as_written_where_these_are_played(self) -> None:
+        repository = self.directory / "home" / "my_repository"
+        (repository / "config").mkdir(parents=True)
+        for name in "ab":
+            (repository / "config" / f"{name}.py").write_text("max_iters = 2\n")
+        (repository / "train_run.py").write_text(
+            "out_dir, device, batch_size, max_iters = 'out', 'cpu', 12, 5\nexec(open('configurator.py').read())\n"
+            "print(f'step {max_iters}: train loss 1.0, val loss 1.0')\n"
+        )
+        shutil.copy(ROOT / "tests" / "configurator.py", repository)
+        for name, code in SOMEWHERE_ELSE.items():
+            self.program(f"elsewhere/{name}", code)
+        played = [block for block in blocks("sh") if re.search(r"(?m)^(\w+=\S+ )?python3 run_experiments.py", block)]
+        played = [block for block in played if "#SBATCH" not in block]  # that one slow/slurm runs
+        self.assertEqual(len(played), 5)
+        for block in played:
+            with self.subTest(block=block):
+                self.run_block(block, "clone" if "~/" in block else "home/my_repository", "elsewhere")
