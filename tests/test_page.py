@@ -104,7 +104,7 @@ class ReportTest(RunnerCase):
     def test_the_table_is_whole_without_javascript(self) -> None:
         self.config("good", "print('step 5: train loss 1.0, val loss 2.0')")
         self.config("bad", "raise ValueError('CUDA out of memory')")
-        self.run_runner("--configs", "good.py", "bad.py", expect=1)
+        self.forked("--configs", "good.py", "bad.py", expect=1)
         rows = Rows(self.report()).rows
         self.assertEqual(rows[0][:3], ["Experiment", "Status", "Progress"])
         self.assertEqual([row[:2] for row in rows[1:3]], [["good", "completed"], ["bad", "failed"]])
@@ -124,7 +124,7 @@ class ReportTest(RunnerCase):
 
     def test_a_sweep_of_one_setting_has_its_own_plot(self) -> None:
         self.config("one", "rate = float(overrides['rate'])\nprint(f'step 5: train loss 1.0, val loss {1 + rate}')")
-        self.run_runner("--configs", "one.py", "--sweep", "rate=0.001,0.01,0.1,1", expect=0)
+        self.forked("--configs", "one.py", "--sweep", "rate=0.001,0.01,0.1,1")
         data = re.search(r'(?s)<script type="application/json" id="data">(.*?)</script>', self.report())
         assert data
         sweep = json.loads(data[1])["sweep"]
@@ -142,10 +142,10 @@ class ReportTest(RunnerCase):
 
     def test_report_makes_it_anew_for_any_batch_and_prints_its_path(self) -> None:
         self.config("one", "print('step 5: train loss 1.0, val loss 2.0')")
-        self.run_runner("--configs", "one.py", expect=0)
+        self.forked("--configs", "one.py")
         page = self.batch() / "report.html"
         page.unlink()
-        done = self.run_runner("--report", self.batch(), expect=0)
+        done = self.forked("--report", self.batch())
         self.assertEqual(done.stdout, f"{page}\n")
         self.assertIn("one", Rows(self.report()).rows[1][0])
 
@@ -160,5 +160,5 @@ class ReportTest(RunnerCase):
         folder = self.dir / "experiments" / "experiment_20240128_143022"
         folder.mkdir(parents=True)
         (folder / "experiment_summary.json").write_text(json.dumps({"state": "finished", "results": results}))
-        self.run_runner("--report", expect=0)
+        self.forked("--report")
         self.assertIn("the best 100 of 150 are drawn", (folder / "report.html").read_text())

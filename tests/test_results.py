@@ -58,13 +58,13 @@ class EndingTest(RunnerCase):
     def result_of(self, code: str, **options: Any) -> dict[str, Any]:
         """The result of one training with this code."""
         self.config("one", code)
-        self.run_runner("--configs", "one.py", **options)
+        self.forked("--configs", "one.py", expect=None, **options)
         return self.result("one")
 
     def test_what_went_wrong_is_told_in_one_line(self) -> None:
         for name, (code, _) in ERRORS.items():
             self.config(name, code)
-        self.run_runner("--configs", *(f"{name}.py" for name in ERRORS), "--jobs", 3, expect=1)
+        self.forked("--configs", *(f"{name}.py" for name in ERRORS), "--jobs", 3, expect=1)
         for name, (_, error) in ERRORS.items():
             with self.subTest(name):
                 result = self.result(name)
@@ -96,7 +96,7 @@ class EndingTest(RunnerCase):
         for number, (text, _) in enumerate(table):
             said = f"Traceback (most recent call last):\n{text}\n"
             self.config(f"run_{number}", f"import sys\nsys.stderr.write({said!r})\nsys.exit(1)")
-        self.run_runner("--configs", "run_*.py", "--jobs", 4, expect=1)
+        self.forked("--configs", "run_*.py", "--jobs", 4, expect=1)
         for number, (text, remedy) in enumerate(table):
             with self.subTest(text=text):
                 self.assertIn(remedy, self.result(f"run_{number}")["hint"])
@@ -111,7 +111,7 @@ class EndingTest(RunnerCase):
             ("--device=cuda", "RuntimeError: Found no NVIDIA driver", "--device cpu"),
         ):
             with self.subTest(argument):
-                done = self.run_runner("--configs", "one.py", "--", argument, expect=1)
+                done = self.forked("--configs", "one.py", "--", argument, expect=1)
                 result = self.result("one")
                 self.assertIn(error, result["error"])
                 self.assertIn(remedy, result["hint"])
@@ -136,7 +136,7 @@ class FilesTest(RunnerCase):
     def test_every_key_of_the_design_is_there_and_times_have_their_offset(self) -> None:
         self.config("good", "print('step 5: train loss 1.5, val loss 2.5')")
         self.config("bad", "this is no python")
-        self.run_runner("--configs", "good.py", "bad.py", "--seed", 3, expect=1)
+        self.forked("--configs", "good.py", "bad.py", "--seed", 3, expect=1)
         summary = self.summary()
         self.assertEqual([key for key in SUMMARY_KEYS if key not in summary], [])
         self.assertEqual((summary["completed"], summary["failed"], summary["state"]), (1, 1, "finished"))
@@ -159,7 +159,7 @@ class FilesTest(RunnerCase):
             "import json, os\nmetadata = json.load(open(os.path.join(out_dir, 'experiment_metadata.json')))\n"
             "print(metadata['attempt'], open(os.path.join(out_dir, 'config_used.py')).read() == open(config).read())",
         )
-        self.run_runner("--configs", "one.py", "--n_layer", "a b", expect=0)
+        self.forked("--configs", "one.py", "--n_layer", "a b")
         self.assertEqual(self.log("one"), b"1 True\n")
         metadata = self.json(self.batch() / "one" / "experiment_metadata.json")
         self.assertEqual(shlex.split(metadata["command_line"]), metadata["command"])
@@ -170,7 +170,7 @@ class FilesTest(RunnerCase):
 
     def test_times_are_in_order_and_durations_are_those_of_the_training(self) -> None:
         self.config("one", "import time\ntime.sleep(0.2)")
-        self.run_runner("--configs", "one.py", expect=0)
+        self.forked("--configs", "one.py")
         result, summary = self.result("one"), self.summary()
         times = [summary["start_time"], result["start_time"], result["end_time"], summary["end_time"]]
         self.assertEqual(times, sorted(times, key=datetime.fromisoformat))
@@ -192,7 +192,7 @@ class FilesTest(RunnerCase):
         self.assertIsNone(self.json(self.batch() / "one" / "experiment_metadata.json")["git"])
         git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=trunk"]
         subprocess.run([*git, "init", "-q"], cwd=self.dir, check=True)
-        self.run_runner("--configs", "one.py", expect=0)
+        self.forked("--configs", "one.py")
         state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
         self.assertIsNone(state and state["commit"])
         for command in (["add", "one.py"], ["commit", "-qm", "first"]):
@@ -202,7 +202,7 @@ class FilesTest(RunnerCase):
         ).stdout.strip()
         for text, dirty in (("", False), ("x = 1", True)):
             self.config("one", text)
-            self.run_runner("--configs", "one.py", expect=0)
+            self.forked("--configs", "one.py")
             state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
             self.assertEqual(state, {"commit": commit, "branch": "trunk", "dirty": dirty})
 
@@ -211,7 +211,7 @@ class FilesTest(RunnerCase):
         (self.dir / "configurator.py").write_text("")
         self.config("small", "n_layer = 3")
         self.config("large", "n_layer = 12")
-        done = self.run_runner("--configs", "small.py", "large.py", expect=0)
+        done = self.forked("--configs", "small.py", "large.py")
         table = done.stdout[done.stdout.index("experiment  ") :]
         self.assertRegex(table, r"experiment +status +duration +n_layer\n")
         self.assertRegex(table, r"large +completed +\S+ +12\n")

@@ -54,18 +54,18 @@ class JobsTest(SlotCase):
         code += "for name in 'abcd':\n    await_file(f'here_{name}')\n"
         for name in "abcd":
             self.config(name, code)
-        self.run_runner("--configs", "[a-d].py", "--jobs", 4, "--timeout", f"{PATIENCE:.0f}", expect=0)
+        self.forked("--configs", "[a-d].py", "--jobs", 4, "--timeout", f"{PATIENCE:.0f}")
 
     def test_without_jobs_one_runs_after_the_other_in_the_order_of_the_plan(self) -> None:
         for name in "cab":
             self.config(name, NOTE)
-        self.run_runner("--configs", "c.py", "a.py", "b.py", expect=0)
+        self.forked("--configs", "c.py", "a.py", "b.py")
         order = [(what, name) for what, name, _ in self.events()]
         self.assertEqual(order, [(what, name) for name in "cab" for what in ("start", "stop")])
 
     def test_never_more_run_at_a_time_than_there_are_jobs_and_each_has_its_own_output(self) -> None:
         self.config("a", NOTE)
-        self.run_runner("--configs", "a.py", "--sweep", f"seed={','.join(map(str, range(20)))}", "--jobs", 4, expect=0)
+        self.forked("--configs", "a.py", "--sweep", f"seed={','.join(map(str, range(20)))}", "--jobs", 4)
         names = [f"a__seed_{number}" for number in range(20)]
         most = self.most_at_once(1)
         self.assertIn(most.pop(""), range(1, 5))
@@ -78,7 +78,7 @@ class DeviceTest(SlotCase):
     def test_never_two_run_on_one_device_and_the_result_says_which_it_was(self) -> None:
         self.config("a", NOTE)
         devices = ["cuda:0", "cuda:1", "cpu"]
-        self.run_runner("--configs", "a.py", "--sweep", "seed=1,2,3,4,5,6,7", "--devices", ",".join(devices), expect=0)
+        self.forked("--configs", "a.py", "--sweep", "seed=1,2,3,4,5,6,7", "--devices", ",".join(devices))
         most = self.most_at_once(2)
         self.assertLessEqual(most.pop(""), 3)
         self.assertEqual(set(most.values()), {1})
@@ -99,7 +99,7 @@ class DeviceTest(SlotCase):
 
     def test_without_devices_no_device_is_given_and_none_told(self) -> None:
         self.config("a", "print(sorted(overrides))")
-        self.run_runner("--configs", "a.py", expect=0)
+        self.forked("--configs", "a.py")
         self.assertEqual(self.log("a"), b"[]\n")
         self.assertIsNone(self.result("a")["device"])
 
@@ -140,7 +140,7 @@ class LauncherTest(RunnerCase):
         if not (shutil.which("nice") and shutil.which("python3")):
             self.skipTest("needs nice and python3")
         self.config("a", "import os\nprint(os.nice(0))")
-        self.run_runner("--configs", "a.py", "--launcher", "nice -n 10 python3", expect=0)
+        self.forked("--configs", "a.py", "--launcher", "nice -n 10 python3")
         self.assertEqual(int(self.log("a")), min(19, os.nice(0) + 10))
         command = self.json(self.batch() / "a" / "experiment_metadata.json")["command"]
         self.assertEqual(command[:5], ["nice", "-n", "10", "python3", "train_run.py"])
@@ -149,7 +149,7 @@ class LauncherTest(RunnerCase):
         self.config("a", "import json, os\nprint(json.dumps([os.environ[key] for key in 'NDVSB']))")
         launcher = f"env N={{name}} D={{dir}} V={{device}} S={{slot}} 'B={{{{x}}}} $HOME' {shlex.quote(sys.executable)}"
         args = ["--sweep", "seed=1,2", "--devices", "cuda:0,cuda:1"]
-        self.run_runner("--configs", "a.py", *args, "--launcher", launcher, expect=0)
+        self.forked("--configs", "a.py", *args, "--launcher", launcher)
         for number in (0, 1):
             name = f"a__seed_{number + 1}"
             told = json.loads(self.log(name))
@@ -162,21 +162,19 @@ class LauncherTest(RunnerCase):
         script = self.dir / "launch me"
         script.write_text(f'#!/bin/sh\nFROM=launcher exec {shlex.quote(sys.executable)} "$@"\n')
         script.chmod(0o755)
-        self.run_runner("--configs", "a.py", "--launcher", "'./launch me'", expect=0)
+        self.forked("--configs", "a.py", "--launcher", "'./launch me'")
         self.assertEqual(self.log("a"), b"launcher\n")
 
     def test_the_launchers_own_failure_is_the_experiments_failure(self) -> None:
         self.config("a")
-        self.run_runner("--configs", "a.py", "--launcher", "sh -c 'echo no nodes >&2; exit 3'", expect=1)
+        self.forked("--configs", "a.py", "--launcher", "sh -c 'echo no nodes >&2; exit 3'", expect=1)
         result = self.result("a")
         self.assertEqual((result["status"], result["return_code"]), ("failed", 3))
         self.assertEqual(result["stderr_tail"].strip(), "no nodes")
 
     def test_a_launcher_is_never_given_to_a_shell(self) -> None:
         self.config("one")
-        self.run_runner(
-            "--configs", "one.py", "--launcher", "true ; touch pwned `touch pwned` $(touch pwned)", expect=0
-        )
+        self.forked("--configs", "one.py", "--launcher", "true ; touch pwned `touch pwned` $(touch pwned)")
         self.assertFalse((self.dir / "pwned").exists())
 
     def test_a_launcher_that_vanishes_fails_its_experiment_and_the_batch_goes_on(self) -> None:
@@ -189,7 +187,7 @@ class LauncherTest(RunnerCase):
         for name in "bc":
             self.config(name, "open('started', 'w')")
         self.config("d")
-        done = self.run_runner("--configs", "a.py", "b.py", "c.py", "d.py", "--launcher", "./launch_{name}", expect=1)
+        done = self.forked("--configs", "a.py", "b.py", "c.py", "d.py", "--launcher", "./launch_{name}", expect=1)
         self.assertEqual(done.stderr, "")
         statuses = self.statuses()
         self.assertEqual((statuses["a"], statuses["d"]), ("completed", "completed"))

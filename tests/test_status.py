@@ -53,20 +53,20 @@ class StatusTest(RunnerCase):
         self.config("runs", CHILD_TOOLS + code + "iter 4: loss 3.0, time 1ms')\nprint('ready')\nawait_file('go')")
         process = self.start("--configs", "done.py", "worse.py", "runs.py")
         self.wait_for_line("runs", b"ready\n")
-        out = self.run_runner("--status", expect=0).stdout
+        out = self.forked("--status").stdout
         self.assertRegex(out, r"^\S+: running, .*1 running; \S+, ETA \S+\n")
         self.assertRegex(out, r"(?m)^done +completed +5/5 +2.0000 +2.0000\* ")
         self.assertRegex(out, r"(?m)^worse +completed +9 +3.0000 +3.0000 ")
         self.assertRegex(out, r"(?m)^runs +running +4/10 +4.0000 +4.0000 +\S+ +\S+")
         process.kill()
         process.wait(60)
-        out = self.run_runner("--status", self.batch(), expect=0).stdout
+        out = self.forked("--status", self.batch()).stdout
         self.assertRegex(out, r": interrupted, 2 completed, 1 interrupted")
         self.assertRegex(out, r"(?m)^runs +interrupted +4/10 .*its runner died")
         wait_for(lambda: not self.is_orphan_there(), "the end of the training")
         self.go("go")
-        self.run_runner("--resume", expect=0)
-        self.assertRegex(self.run_runner("--status", expect=0).stdout, r": finished, 3 completed; ")
+        self.forked("--resume")
+        self.assertRegex(self.forked("--status").stdout, r": finished, 3 completed; ")
 
     def is_orphan_there(self) -> bool:
         pid = self.json(self.batch() / "runs" / "experiment_metadata.json")["pid"]
@@ -75,19 +75,19 @@ class StatusTest(RunnerCase):
     def test_a_batch_that_lost_its_summary_is_shown_from_its_experiments(self) -> None:
         self.config("good", "print('step 5: train loss 1.0, val loss 2.0')")
         self.config("bad", "raise ValueError('no')")
-        self.run_runner("--configs", "good.py", "bad.py", expect=1)
+        self.forked("--configs", "good.py", "bad.py", expect=1)
         (self.batch() / "experiment_summary.json").unlink()
-        out = self.run_runner("--status", expect=0).stdout
+        out = self.forked("--status").stdout
         self.assertRegex(out, r"(?m)^good +completed +5 +2\.0000")
         self.assertRegex(out, r"(?m)^bad +failed .*ValueError: no$")
-        report = self.run_runner("--report", expect=0).stdout
+        report = self.forked("--report").stdout
         self.assertTrue((self.dir / report.strip()).is_file())
 
     def test_the_settings_that_differ_have_columns_and_the_others_have_none(self) -> None:
         self.config("a", "learning_rate = 0.1\nbatch_size = 8")
         self.config("b", "learning_rate = 0.2\nbatch_size = 8")
-        self.run_runner("--configs", "a.py", "b.py", expect=0)
-        lines = self.run_runner("--status", expect=0).stdout.splitlines()
+        self.forked("--configs", "a.py", "b.py")
+        lines = self.forked("--status").stdout.splitlines()
         self.assertRegex(lines[1], r"\blearning_rate\b")
         self.assertNotRegex(lines[1], "batch_size")
         self.assertRegex(lines[2], r"^a +.* 0\.1\b")
@@ -98,7 +98,7 @@ class StatusTest(RunnerCase):
         process = self.start("--configs", "a.py", "b.py")
         self.wait_for_line("b", b"ready\n")
         self.wait_for_event("b: started")
-        (self.dir / "status.json").write_text(self.run_runner("--status", "--json", expect=0).stdout)
+        (self.dir / "status.json").write_text(self.forked("--status", "--json").stdout)
         told = self.json(self.dir / "status.json")
         head = set("timestamp state start_time command sweep total_experiments completed running eta_seconds".split())
         self.assertLessEqual(head, set(told))

@@ -361,37 +361,34 @@ class StopSignalTest(StopCase):
 class LeftBehindTest(StopCase):
     """What outlives a training that has ended by itself."""
 
-    def test_what_stays_in_its_group_is_killed_also_where_it_floods_the_output(self) -> None:
-        orphan = "fork_off(lambda: (signal.signal(signal.SIGTERM, signal.SIG_IGN), note_pid(), {}))\n"
-        self.config("waits", CHILD_TOOLS + orphan.format("live_on()") + "await_file('pids')")
-        flood = "def flood():\n    while True:\n        os.write(1, b'flood\\n' * 1000)\n"
-        self.config("floods", CHILD_TOOLS + flood + orphan.format("flood()") + "await_file('pids')\nos._exit(3)")
-        self.config("next")
-        done = self.run_runner("--configs", "waits.py", "floods.py", "next.py", "--jobs", 2, expect=1)
-        self.assertEqual(self.statuses(), {"waits": "completed", "floods": "failed", "next": "completed"})
-        self.assertEqual(self.result("floods")["return_code"], 3)
-        self.assert_all_ended(2)
+    def test_what_stays_in_the_group_is_killed_and_a_daemon_that_holds_the_output_is_not_waited_for(self) -> None:
+        flood = "def flood():\n    while True:\n        os.write(1, b'flood\\n' * 1000)\n        os.write(2, b'flood\\n' * 1000)\n"
+        stay = "def stay():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    {}\n    note_pid()\n"
+        begin = (
+            "    open(f'{{out_dir}}/there', 'w').close()\n    {}()\nfork_off(stay)\nawait_file(f'{{out_dir}}/there')\n"
+        )
+        for name, how, what in (
+            ("orphan", "pass", "live_on"),
+            ("orphan_floods", "pass", "flood"),
+            ("daemon", "os.setsid()", "live_on"),
+            ("daemon_floods", "os.setsid()", "flood"),
+        ):
+            code = CHILD_TOOLS + flood + stay.format(how) + begin.format(what)
+            self.config(name, code + ("print('the last line')" if what == "live_on" else "os._exit(3)"))
+        done = self.run_runner("--configs", "orphan*.py", "daemon*.py", "--jobs", 4, expect=1)
+        self.assertEqual(list(self.statuses().values()), ["completed", "failed", "completed", "failed"])
+        for name in ("orphan", "daemon"):
+            self.assertEqual(self.log(name), b"the last line\n")
+            self.assertIn(b"[STDOUT] the last line\n", self.log(name, "combined"))
+            self.assertEqual(self.result(f"{name}_floods")["return_code"], 3)
+            for stream in ("stdout", "stderr"):
+                self.assertRegex(self.log(f"{name}_floods", stream)[:6000], rb"\A(flood\n)*\Z")
         for text in (done.stdout, self.master_log()):
-            self.assertRegex(text, r"waits: killed what it left behind: pid \d+")
-            self.assertRegex(text, r"floods: killed what it left behind: pid \d+")
-
-    def test_a_daemon_that_holds_its_output_or_floods_it_does_not_hold_the_batch(self) -> None:
-        daemon = "def daemon():\n    os.setsid()\n    note_pid()\n    open(f'{out_dir}/there', 'w').close()\n"
-        begin = "fork_off(daemon)\nawait_file(f'{out_dir}/there')\n"
-        self.config("holds", CHILD_TOOLS + daemon + f"    live_on()\n{begin}print('the last line')")
-        flood = "    while True:\n        os.write(1, b'flood\\n' * 1000)\n        os.write(2, b'flood\\n' * 1000)\n"
-        self.config("floods", CHILD_TOOLS + daemon + flood + begin + "os._exit(0)")
-        self.config("next", "print('my turn')")
-        done = self.run_runner("--configs", "holds.py", "floods.py", "next.py", "--jobs", 2, expect=0)
-        self.assertEqual(self.log("next"), b"my turn\n")
-        self.assertEqual(self.log("holds"), b"the last line\n")
-        self.assertIn(b"[STDOUT] the last line\n", self.log("holds", "combined"))
-        for stream in ("stdout", "stderr"):
-            self.assertRegex(self.log("floods", stream)[:6000], rb"\A(flood\n)*\Z")
-        for text in (done.stdout, self.master_log()):
-            self.assertRegex(text, "holds: .*outside its group.*left alone")
-            self.assertRegex(text, "floods: .*outside its group")
-        wait_for(lambda: sum(map(is_running, self.pids(2))) == 1, "the end of what writes to a pipe that nobody reads")
+            for name in ("orphan", "orphan_floods"):
+                self.assertRegex(text, rf"{name}: killed what it left behind: pid \d+")
+            self.assertRegex(text, "daemon: .*outside its group.*left alone")
+            self.assertRegex(text, "daemon_floods: .*outside its group")
+        wait_for(lambda: sum(map(is_running, self.pids(4))) == 1, "the end of all but the quiet daemon")
 
     def test_a_signal_while_the_rest_of_the_group_lingers_leaves_nothing(self) -> None:
         self.config("leaves", CHILD_TOOLS + "fork_off(lambda: (note_pid(), live_on()))\nawait_file('pids')")
