@@ -23,28 +23,8 @@ import run_experiments as runner
 TESTS = Path(__file__).resolve().parent
 ROOT = TESTS.parent
 RUNNER = ROOT / "run_experiments.py"
-CHILD_TOOLS = """
-import os, signal, sys, time
-
-def await_file(path):
-    while not os.path.exists(path):
-        time.sleep(0.01)
-
-def note_pid():
-    with open("pids", "a") as file:
-        file.write(f"{os.getpid()}\\n")
-
-def live_on():
-    while True:
-        time.sleep(60)
-
-def fork_off(what, *args):
-    if not os.fork():
-        try:
-            what(*args)
-        finally:
-            os._exit(0)
-"""  # what a config's code may begin with
+CHILD = (TESTS / "child.py").read_text(encoding="utf-8")
+CHILD_TOOLS = CHILD.partition("config = ")[0]  # for code of another trainer
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f"  # a terminal's commands, which none must get
 UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what can paint a terminal
 PATIENCE = 60.0  # seconds: how long a test waits for what must come; never how long something may take
@@ -79,7 +59,7 @@ class RunnerCase(unittest.TestCase):
     def setUp(self) -> None:
         self.dir = Path(tempfile.mkdtemp(prefix="run_experiments_test_"))
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
-        (self.dir / "train_run.py").write_bytes((TESTS / "child.py").read_bytes())
+        (self.dir / "train_run.py").write_text(CHILD, encoding="utf-8")
         self.runners: list[subprocess.Popen[str]] = []
         self.addCleanup(self.end_runners)
 

@@ -6,7 +6,7 @@ import random
 import re
 import time
 
-from tests.support import CHILD_TOOLS, RunnerCase
+from tests.support import RunnerCase
 
 STAMP = re.compile(rb"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}) \[(STDOUT|STDERR)\] ")
 ECHO = """
@@ -41,15 +41,13 @@ class CaptureCase(RunnerCase):
         return found
 
     def capture(self, name: str, code: str) -> None:
-        self.config(name, CHILD_TOOLS + ECHO + code)
+        self.config(name, ECHO + code)
         self.run_runner("--configs", f"{name}.py", expect=0)
 
 
 class BytesTest(CaptureCase):
     def test_random_bytes_of_both_streams_at_once_are_kept_and_no_line_is_torn_or_lost(self) -> None:
-        self.capture(
-            "noise",
-            """
+        code = """
 import random, threading
 
 def write(descriptor):
@@ -63,8 +61,8 @@ other = threading.Thread(target=write, args=(2,))
 other.start()
 write(1)
 other.join()
-""",
-        )
+"""
+        self.capture("noise", code)
         for stream, descriptor in (("stdout", 1), ("stderr", 2)):
             chance = random.Random(descriptor)
             sizes = (1 << 20, 1, 7, 1 << 20, 3000, 65536, 65537, 1 << 20, 13)
@@ -95,9 +93,7 @@ other.join()
 
 class LinesTest(CaptureCase):
     def test_carriage_returns_end_lines_once_even_when_their_newline_comes_in_another_write(self) -> None:
-        self.capture(
-            "bar",
-            r"""
+        code = r"""
 print_and_wait(b"10%\r20%\r")
 print_and_wait(b"30%\r\n")
 print_and_wait(b"split\r")
@@ -107,14 +103,14 @@ print_and_wait(b"after\r")
 print_and_wait(b"two")
 print_and_wait(b" parts\r")
 print_and_wait(b"\r\nend\r")
-""",
-        )
+"""
+        self.capture("bar", code)
         expected = [b"10%", b"20%", b"30%", b"split", b"", b"after", b"two parts", b"", b"end"]
         self.assertEqual(self.combined("bar")[b"STDOUT"], expected)
         self.assertEqual(self.log("bar"), b"10%\r20%\r30%\r\nsplit\r\n\nafter\rtwo parts\r\r\nend\r")
 
     def test_a_line_is_in_both_logs_while_the_training_runs_without_a_flush_of_its_own(self) -> None:
-        self.config("live", CHILD_TOOLS + "print('hello')\nprint('trouble', file=sys.stderr)\nawait_file('go')")
+        self.config("live", "print('hello')\nprint('trouble', file=sys.stderr)\nawait_file('go')")
         runner = self.start("--configs", "live.py")
         self.wait_for_line("live", b"hello\n")
         self.wait_for_line("live", b"trouble\n", "stderr")
@@ -125,17 +121,14 @@ print_and_wait(b"\r\nend\r")
         self.ended(runner, 0)
 
     def test_a_partial_line_is_in_stdout_log_at_once_and_in_combined_log_when_it_ends(self) -> None:
-        self.config(
-            "partial",
-            CHILD_TOOLS
-            + """
+        code = """
 sys.stderr.write("first\\n")
 sys.stdout.write("loading ...")
 await_file("go")
 sys.stdout.write(" done\\nand")
 await_file("end")
-""",
-        )
+"""
+        self.config("partial", code)
         runner = self.start("--configs", "partial.py")
         self.wait_for_line("partial", b"loading ...")
         self.wait_for_line("partial", b"first\n", "combined")
@@ -155,18 +148,15 @@ await_file("end")
 
 class EndOfStreamTest(CaptureCase):
     def test_a_training_that_closes_its_stdout_goes_on(self) -> None:
-        self.config(
-            "closed",
-            CHILD_TOOLS
-            + """
+        code = """
 print("last words")
 os.close(1)
 await_file("go")
 os.write(2, b"still here\\n")
 await_file("end")
 os._exit(3)
-""",
-        )
+"""
+        self.config("closed", code)
         runner = self.start("--configs", "closed.py")
         self.wait_for_line("closed", b"[STDOUT] last words\n", "combined")
         self.go("go")
@@ -178,9 +168,7 @@ os._exit(3)
         self.assertIs(self.result("closed")["log_complete"], True)
 
     def test_what_a_child_of_the_training_prints_right_after_the_training_has_ended_is_kept(self) -> None:
-        self.capture(
-            "parent",
-            """
+        code = """
 def print_late():
     parent = os.getppid()
     os.write(1, b"early\\n")
@@ -193,8 +181,8 @@ def print_late():
 
 fork_off(print_late)
 await_file("printing")
-""",
-        )
+"""
+        self.capture("parent", code)
         even = b"".join(b"late %d\n" % number for number in range(0, 100, 2))
         self.assertEqual(self.log("parent"), b"early\n" + even + b"the end")
         self.assertEqual(self.log("parent", "stderr").count(b"\n"), 50)
@@ -253,15 +241,12 @@ class MetricsTest(CaptureCase):
         self.assertEqual(self.metrics("halves"), [10, 2.5, 3.25, 3.25, 10])
 
     def test_evaluations_are_in_the_master_log_while_the_training_runs(self) -> None:
-        self.config(
-            "live",
-            CHILD_TOOLS
-            + """
+        code = """
 print("step 0: train loss 4.1, val loss 4.2")
 await_file("go")
 print("step 250: train loss 1.9, val loss 2.0")
-""",
-        )
+"""
+        self.config("live", code)
         runner = self.start("--configs", "live.py")
         self.wait_for_event("live: step 0: train loss 4.1, val loss 4.2")
         self.assertIsNone(runner.poll())

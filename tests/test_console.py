@@ -11,12 +11,11 @@ import sys
 import unittest
 from typing import Any
 
-from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, wait_for
+from tests.support import PATIENCE, RUNNER, RunnerCase, wait_for
 from tests.terminal import Screen, Terminal
 
 STEPS = (
-    CHILD_TOOLS
-    + "max_iters = 100\nprint('iter 0: loss 4.0, time 1ms', flush=True)\nawait_file('on')\n"
+    "max_iters = 100\nprint('iter 0: loss 4.0, time 1ms', flush=True)\nawait_file('on')\n"
     + "print('iter 50: loss 3.5, time 1ms\\nstep 50: train loss 3.5, val loss 3.25', flush=True)\nawait_file('go')"
 )
 OF_BLOCK = re.compile(r"(?m)^\S+ +iter \d.*$|^(?:\d+ [a-z]+, )*\d+ running\b.*$")
@@ -73,7 +72,7 @@ class TerminalTest(RunnerCase):
     def test_the_block_stands_under_the_events_at_every_moment(self) -> None:
         for name in "ab":
             self.config(name, STEPS)
-        self.config("c", CHILD_TOOLS + "await_file('last')")
+        self.config("c", "await_file('last')")
         terminal = self.on_terminal("--configs", "a.py", "b.py", "c.py", "--jobs", 2)
         self.assert_one_block(terminal.wait(r"a +iter 0/100.*\nb +iter 0/100.*\n1 pending, 2 running"), 2)
         self.go("on")
@@ -216,7 +215,7 @@ class TroubleTest(RunnerCase):
             os.close(descriptor)
 
     def test_a_reader_that_closes_the_pipe_after_the_first_line_does_not_stop_the_batch(self) -> None:
-        self.config("a", CHILD_TOOLS + "await_file('go')")
+        self.config("a", "await_file('go')")
         self.config("b", "print('b')")
         reads, writes = self.pipe()
         runner = self.start("--configs", "a.py", "b.py", stdout=writes)

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, Callable, Optional
 
-from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, wait_for
+from tests.support import PATIENCE, RUNNER, RunnerCase, wait_for
 
 STRANGER = 54321  # a user without processes and files, whom root can become
 
@@ -89,7 +89,7 @@ class FullDiskTest(FaultCase):
             "small": ("print('fits')", ""),
         }
         for name, (code, _) in cases.items():
-            self.config(name, f"{CHILD_TOOLS}{code}\nsys.stdout.flush()\nopen('{name}_done', 'w').close()")
+            self.config(name, f"{code}\nsys.stdout.flush()\nopen('{name}_done', 'w').close()")
         configs = [f"{name}.py" for name in cases]
         done = self.run_runner("--configs", *configs, expect=0, preexec_fn=limit(resource.RLIMIT_FSIZE, big))
         for name, (_, log) in cases.items():
@@ -108,7 +108,7 @@ class FullDiskTest(FaultCase):
     def test_a_disk_that_has_room_again_in_time_gets_the_result_with_log_complete_false(self) -> None:
         disk = self.tmpfs(128)
         code = "print('ready')\nawait_file('go')\nprint('x' * 100000)\nopen('trained', 'w').close()\nawait_file('end')"
-        self.config("a", CHILD_TOOLS + code)
+        self.config("a", code)
         self.config("b", "print('b')")
         runner = self.disk_batch(disk, "--configs", "a.py", "b.py")
         self.wait_for_line("a", b"ready\n", "combined")
@@ -129,7 +129,7 @@ class FullDiskTest(FaultCase):
 
 class DirectoryTest(FaultCase):
     def test_an_experiment_directory_that_is_deleted_while_it_runs_stops_neither_it_nor_the_batch(self) -> None:
-        self.config("a", CHILD_TOOLS + "print('ready')\nawait_file('go')\nprint('more')\nopen('trained', 'w').close()")
+        self.config("a", "print('ready')\nawait_file('go')\nprint('more')\nopen('trained', 'w').close()")
         self.config("b", "print('b')")
         runner = self.start("--configs", "a.py", "b.py")
         self.wait_for_line("a", b"ready\n", "combined")
@@ -141,7 +141,7 @@ class DirectoryTest(FaultCase):
         self.assertEqual(self.log("b"), b"b\n")
 
     def test_a_batch_directory_that_is_deleted_ends_the_batch_without_a_traceback_of_the_runner(self) -> None:
-        self.config("a", CHILD_TOOLS + "print('ready')\nawait_file('go')\nopen('trained', 'w').close()")
+        self.config("a", "print('ready')\nawait_file('go')\nopen('trained', 'w').close()")
         self.config("b")
         runner = self.start("--configs", "a.py", "b.py")
         self.wait_for_line("a", b"ready\n")
@@ -240,7 +240,7 @@ class LimitTest(FaultCase):
     def test_where_descriptors_run_out_what_runs_goes_on(self) -> None:
         """Those for which none are left fail, or wait for their turn."""
         for name in "abcdefg":
-            self.config(name, CHILD_TOOLS + "await_file('go')")
+            self.config(name, "await_file('go')")
         most = limit(resource.RLIMIT_NOFILE, 32)
         runner = self.start("--configs", "[a-g].py", "--jobs", 7, preexec_fn=most)
         self.wait_for_event("Too many open files")

@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 
-from tests.support import CHILD_TOOLS, ESCAPES, UNSHOWN, RunnerCase
+from tests.support import ESCAPES, UNSHOWN, RunnerCase
 
 MARKUP = "</script><script>alert(1)</script><!--]]>&quot;<img src=x onerror=alert(1)>"
 
@@ -94,7 +94,7 @@ print(f"step 3: train loss 2.0{odd}, val loss 2.0\\r{odd}step 4: train loss 1.5,
 sys.stderr.write(f"warning {odd}\\n")
 raise ValueError(f"gone wrong: {odd}\\nstep 9: train loss 0.1, val loss 0.1")
 """
-        self.config("paint", CHILD_TOOLS + code)
+        self.config("paint", code)
         for follow in ([], ["--follow"]):
             with self.subTest(follow=follow):
                 done = self.run_runner("--configs", "paint.py", "--tag", ESCAPES + MARKUP, *follow, expect=1)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from tests.support import CHILD_TOOLS, RunnerCase
+from tests.support import RunnerCase
 
 
 class TimeTest(RunnerCase):
     def test_a_timeout_and_a_stall_end_an_attempt_by_the_stop_signal_and_another_one_follows(self) -> None:
         code = "if os.path.exists(f'{out_dir}/../tried'): sys.exit()\nopen(f'{out_dir}/../tried', 'w').close()\n"
         code += "signal.signal(signal.SIGUSR1, lambda *_: (print('got USR1'), sys.exit(5)))\nlive_on()"
-        self.config("slow", CHILD_TOOLS + code)
+        self.config("slow", code)
         self.config("good", "print('fine')")
         code = "import sys, time\nfor _ in range(35):\n    time.sleep(0.1)\n    print('.', end='', file=sys.stderr, flush=True)"
         self.config("busy", code)  # longer than the limit, but not silent
@@ -70,7 +70,7 @@ class FailureTest(RunnerCase):
 
     def test_after_so_many_failures_what_runs_in_other_slots_may_end_and_nothing_follows(self) -> None:
         self.config("fails", "import sys\nsys.exit(1)")
-        self.config("runs", CHILD_TOOLS + "print('ready')\nawait_file('go')")
+        self.config("runs", "print('ready')\nawait_file('go')")
         self.config("waits")
         runner = self.start("--configs", "runs.py", "fails.py", "waits.py", "--jobs", 2, "--max_failures", 1)
         self.wait_for_event("nothing more is started")

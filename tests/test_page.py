@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import run_experiments as runner
-from tests.support import CHILD_TOOLS, RunnerCase, wait_for
+from tests.support import RunnerCase, wait_for
 
 
 class CurveTest(unittest.TestCase):
@@ -131,7 +131,7 @@ class ReportTest(RunnerCase):
         self.assertEqual((sweep["key"], sweep["log"], len(sweep["points"])), ("rate", True, 4))
 
     def test_it_reloads_itself_only_while_the_batch_runs(self) -> None:
-        self.config("one", CHILD_TOOLS + "print('ready')\nawait_file('go')")
+        self.config("one", "print('ready')\nawait_file('go')")
         process = self.start("--configs", "one.py")
         self.wait_for_line("one", b"ready\n")
         wait_for(lambda: (self.batch() / "report.html").exists(), "the page")

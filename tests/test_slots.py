@@ -10,12 +10,10 @@ import sys
 from collections import Counter
 from typing import Optional
 
-from tests.support import CHILD_TOOLS, PATIENCE, RunnerCase
+from tests.support import PATIENCE, RunnerCase
 
 # A training that notes when it begins and ends, and on which device, in a file that all of them share.
-NOTE = (
-    CHILD_TOOLS
-    + """
+NOTE = """
 def note(what):
     log = os.open("events", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     os.write(log, f"{what} {os.path.basename(out_dir)} {overrides.get('device')}\\n".encode())
@@ -26,7 +24,6 @@ print("out of", os.path.basename(out_dir))
 time.sleep(0.02)
 note("stop")
 """
-)
 
 
 class SlotCase(RunnerCase):
@@ -50,7 +47,7 @@ class SlotCase(RunnerCase):
 class JobsTest(SlotCase):
     def test_as_many_run_at_a_time_as_there_are_jobs(self) -> None:
         """Each waits until all of them are there: with one slot less, this never ends."""
-        code = CHILD_TOOLS + "open(f'here_{os.path.basename(out_dir)}', 'w')\n"
+        code = "open(f'here_{os.path.basename(out_dir)}', 'w')\n"
         code += "for name in 'abcd':\n    await_file(f'here_{name}')\n"
         for name in "abcd":
             self.config(name, code)
@@ -87,7 +84,7 @@ class DeviceTest(SlotCase):
             self.assertEqual(self.result(name)["device"], device)
 
     def test_a_free_device_takes_the_next_in_the_plan(self) -> None:
-        self.config("holds", CHILD_TOOLS + "await_file('go')")
+        self.config("holds", "await_file('go')")
         for name in "abc":
             self.config(name)
         runner = self.start("--configs", "holds.py", "[abc].py", "--devices", "cuda:0,cuda:1")

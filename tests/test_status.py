@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import Any, Optional
 
 import run_experiments as runner
-from tests.support import CHILD_TOOLS, PATIENCE, RunnerCase, is_running, wait_for
+from tests.support import PATIENCE, RunnerCase, is_running, wait_for
 
 
 class TableTest(unittest.TestCase):
@@ -50,7 +50,7 @@ class StatusTest(RunnerCase):
         self.config("done", "max_iters = 5\nprint('step 5: train loss 1.0, val loss 2.0')")
         self.config("worse", "print('step 9: train loss 1.0, val loss 3.0')")
         code = "max_iters = 10\nprint('iter 0: loss 4.0, time 1ms\\nstep 0: train loss 4.0, val loss 4.0\\n"
-        self.config("runs", CHILD_TOOLS + code + "iter 4: loss 3.0, time 1ms')\nprint('ready')\nawait_file('go')")
+        self.config("runs", code + "iter 4: loss 3.0, time 1ms')\nprint('ready')\nawait_file('go')")
         process = self.start("--configs", "done.py", "worse.py", "runs.py")
         self.wait_for_line("runs", b"ready\n")
         out = self.forked("--status").stdout
@@ -94,7 +94,7 @@ class StatusTest(RunnerCase):
 
     def test_json_has_the_batch_and_a_row_for_each_experiment(self) -> None:
         self.config("a", "learning_rate = 1e999\nprint('step 5: train loss 1.0, val loss -inf')")
-        self.config("b", CHILD_TOOLS + "max_iters = 9\nlearning_rate = 0.1\nprint('ready')\nawait_file('go')")
+        self.config("b", "max_iters = 9\nlearning_rate = 0.1\nprint('ready')\nawait_file('go')")
         process = self.start("--configs", "a.py", "b.py")
         self.wait_for_line("b", b"ready\n")
         self.wait_for_event("b: started")

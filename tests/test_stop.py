@@ -16,10 +16,10 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, is_running, wait_for
+from tests.support import PATIENCE, RUNNER, RunnerCase, is_running, wait_for
 
-WAIT = CHILD_TOOLS + "note_pid()\nprint('ready')\nlive_on()"
-DEAF = CHILD_TOOLS + "signal.signal(signal.SIGTERM, signal.SIG_IGN)\nnote_pid()\nprint('ready')\nlive_on()"
+WAIT = "note_pid()\nprint('ready')\nlive_on()"
+DEAF = "deaf()\nnote_pid()\nprint('ready')\nlive_on()"
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TERM = ("--stop_signal", "TERM")
 FOREVER = 100_000  # seconds of grace: a test that waits for them never ends
@@ -149,10 +149,7 @@ class SignalTest(StopCase):
         return found
 
     def test_a_training_that_ends_well_when_asked_to_is_interrupted_all_the_same(self) -> None:
-        self.config(
-            "polite",
-            CHILD_TOOLS
-            + """
+        code = """
 def save(*_):
     open(os.path.join(out_dir, "ckpt_7.pt"), "w").close()
     print("saved")
@@ -161,8 +158,8 @@ def save(*_):
 signal.signal(signal.SIGTERM, save)
 note_pid()
 live_on()
-""",
-        )
+"""
+        self.config("polite", code)
         runner = self.start("--configs", "polite.py", "--grace", FOREVER, *TERM)
         self.pids(1)
         runner.send_signal(signal.SIGINT)
@@ -177,7 +174,7 @@ live_on()
         """None is killed before each has had its signal, and none waits for another's grace."""
         for number in range(6):
             code = "def note(*_):\n    open(f'asked_{os.path.basename(out_dir)}', 'w')\nsignal.signal(signal.SIGTERM, note)\n"
-            self.config(f"run_{number}", CHILD_TOOLS + code + "note_pid()\nlive_on()")
+            self.config(f"run_{number}", code + "note_pid()\nlive_on()")
         runner = self.start("--configs", "run_*.py", "--jobs", 5, "--grace", FOREVER, *TERM)
         pids = self.pids(5)
         runner.send_signal(signal.SIGTERM)
@@ -194,66 +191,35 @@ class StubbornTest(StopCase):
     """What doesn't end when it is asked to."""
 
     def test_whatever_ignores_term_is_killed_after_the_grace(self) -> None:
-        self.config("deaf", DEAF)
-        self.config("suspended", CHILD_TOOLS + "note_pid()\nos.kill(os.getpid(), signal.SIGSTOP)")
-        self.config(
-            "family",
-            CHILD_TOOLS
-            + """
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-fork_off(lambda: (note_pid(), live_on()))
-fork_off(lambda: (note_pid(), live_on()))
-note_pid()
-live_on()
-""",
-        )
-        self.config(
-            "workers_in_a_session_of_their_own",
-            CHILD_TOOLS
-            + """
-signal.signal(signal.SIGTERM, signal.SIG_IGN)
-fork_off(lambda: (os.setsid(), note_pid(), live_on()))
-note_pid()
-live_on()
-""",
-        )
-        runner = self.start(
-            "--configs", "deaf.py", "suspended.py", "family.py", "workers*.py", "--jobs", 4, "--grace", 0.5, *TERM
-        )
-        suspended = "/proc/{}/stat"
-        wait_for(lambda: any(self.is_stopped(suspended.format(pid)) for pid in self.pids(7)), "the suspended training")
+        family = "fork_off(lambda: ({}note_pid(), live_on()))\n"
+        codes = {
+            "deaf": DEAF,
+            "suspended": "note_pid()\nos.kill(os.getpid(), signal.SIGSTOP)",
+            "family": f"deaf()\n{2 * family.format('')}note_pid()\nlive_on()",
+            "workers_in_a_session_of_their_own": f"deaf()\n{family.format('os.setsid(), ')}note_pid()\nlive_on()",
+        }
+        for name, code in codes.items():
+            self.config(name, code)
+        runner = self.start("--configs", *(f"{name}.py" for name in codes), "--jobs", 4, "--grace", 0.5, *TERM)
+        wait_for(lambda: any(map(self.is_stopped, self.pids(7))), "the suspended training")
         runner.send_signal(signal.SIGINT)
         out = self.ended(runner, 130)
         self.assert_all_ended(7)
         self.assert_counts(interrupted=4)
-        for name in ("deaf", "suspended", "family", "workers_in_a_session_of_their_own"):
+        for name in codes:
             self.assertEqual(self.result(name)["signal"], "SIGKILL")
             self.assertRegex(out, rf"{name}: did not end on SIGTERM, killed")
 
     @staticmethod
-    def is_stopped(stat: str) -> bool:
+    def is_stopped(pid: int) -> bool:
         if not os.path.exists("/proc/self/stat"):
             return True
         with contextlib.suppress(OSError):
-            return Path(stat).read_text().rpartition(")")[2].split()[0] == "T"
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
         return False
 
     def test_grandchildren_that_ignore_term_are_ended_though_the_training_itself_obeys(self) -> None:
-        self.config(
-            "family",
-            CHILD_TOOLS
-            + """
-def deaf():
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    note_pid()
-    live_on()
-
-fork_off(deaf)
-fork_off(deaf)
-note_pid()
-live_on()
-""",
-        )
+        self.config("family", 2 * "fork_off(lambda: (deaf(), note_pid(), live_on()))\n" + "note_pid()\nlive_on()")
         runner = self.start("--configs", "family.py", "--grace", 0.5, *TERM)
         self.pids(3)
         runner.send_signal(signal.SIGTERM)
@@ -277,7 +243,7 @@ live_on()
     @unittest.skipUnless(shutil.which("timeout"), "needs timeout")
     def test_timeout_of_coreutils_leaves_a_training_its_grace(self) -> None:
         code = "signal.signal(signal.SIGTERM, lambda *_: (open('asked', 'w').close(), await_file('go'), sys.exit(7)))\n"
-        self.config("saves", CHILD_TOOLS + code + "note_pid()\nlive_on()")
+        self.config("saves", code + "note_pid()\nlive_on()")
         runner = subprocess.Popen(
             ["timeout", "9999", sys.executable, str(RUNNER), "--configs", "saves.py", "--grace", str(FOREVER), *TERM],
             cwd=self.dir,
@@ -297,7 +263,7 @@ class StopSignalTest(StopCase):
     """What a training gets first, and then."""
 
     def test_with_int_a_trainer_cleans_up_on_keyboard_interrupt(self) -> None:
-        code = CHILD_TOOLS + "try:\n    print('ready')\n    live_on()\n"
+        code = "try:\n    print('ready')\n    live_on()\n"
         code += "except KeyboardInterrupt:\n    print('cleaned up')\n"
         self.config("a", code)
         runner = self.start("--configs", "a.py", "--stop_signal", "INT")
@@ -312,7 +278,7 @@ class StopSignalTest(StopCase):
         """Seconds from just before the first signal to the runner until its training, deaf to it, is dead."""
         os.mkfifo(self.dir / "alive")
         code = "signal.signal(signal.SIGTERM, lambda *_: open('asked', 'a').write('x'))\n"
-        self.config("a", CHILD_TOOLS + code + "alive = open('alive', 'w')\nprint('ready')\nlive_on()")
+        self.config("a", code + "alive = open('alive', 'w')\nprint('ready')\nlive_on()")
         runner = self.start("--configs", "a.py", *args, *TERM)
         with open(self.dir / "alive") as alive:
             self.wait_for_line("a", b"ready\n")
@@ -336,7 +302,7 @@ class StopSignalTest(StopCase):
         """`srun -X` passes INT on and dies of TERM in order, but leaves the task alive when it is killed."""
         code = "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         code += "signal.signal(signal.SIGTERM, lambda *_: (print('got TERM'), sys.exit(3)))\n"
-        self.config("a", CHILD_TOOLS + code + "print('ready')\nlive_on()")
+        self.config("a", code + "print('ready')\nlive_on()")
         runner = self.start("--configs", "a.py", "--stop_signal", "INT", "--grace", 0)
         self.wait_for_line("a", b"ready\n")
         runner.send_signal(signal.SIGINT)
@@ -346,9 +312,7 @@ class StopSignalTest(StopCase):
 
     def test_the_stop_signal_reaches_a_training_also_where_the_runner_was_started_to_ignore_it(self) -> None:
         """As a script's background jobs are started: `run_experiments.py … &` has SIGINT ignored."""
-        self.config(
-            "a", CHILD_TOOLS + "print('ready')\ntry:\n    live_on()\nexcept KeyboardInterrupt:\n    print('bye')\n"
-        )
+        self.config("a", "print('ready')\ntry:\n    live_on()\nexcept KeyboardInterrupt:\n    print('bye')\n")
         ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
         runner = self.start("--configs", "a.py", "--stop_signal", "INT", preexec_fn=ignore)
         self.wait_for_line("a", b"ready\n")
@@ -363,7 +327,7 @@ class LeftBehindTest(StopCase):
 
     def test_what_stays_in_the_group_is_killed_and_a_daemon_that_holds_the_output_is_not_waited_for(self) -> None:
         flood = "def flood():\n    while True:\n        os.write(1, b'flood\\n' * 1000)\n        os.write(2, b'flood\\n' * 1000)\n"
-        stay = "def stay():\n    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n    {}\n    note_pid()\n"
+        stay = "def stay():\n    deaf()\n    {}\n    note_pid()\n"
         begin = (
             "    open(f'{{out_dir}}/there', 'w').close()\n    {}()\nfork_off(stay)\nawait_file(f'{{out_dir}}/there')\n"
         )
@@ -373,7 +337,7 @@ class LeftBehindTest(StopCase):
             ("daemon", "os.setsid()", "live_on"),
             ("daemon_floods", "os.setsid()", "flood"),
         ):
-            code = CHILD_TOOLS + flood + stay.format(how) + begin.format(what)
+            code = flood + stay.format(how) + begin.format(what)
             self.config(name, code + ("print('the last line')" if what == "live_on" else "os._exit(3)"))
         done = self.run_runner("--configs", "orphan*.py", "daemon*.py", "--jobs", 4, expect=1)
         self.assertEqual(list(self.statuses().values()), ["completed", "failed", "completed", "failed"])
@@ -391,7 +355,7 @@ class LeftBehindTest(StopCase):
         wait_for(lambda: sum(map(is_running, self.pids(4))) == 1, "the end of all but the quiet daemon")
 
     def test_a_signal_while_the_rest_of_the_group_lingers_leaves_nothing(self) -> None:
-        self.config("leaves", CHILD_TOOLS + "fork_off(lambda: (note_pid(), live_on()))\nawait_file('pids')")
+        self.config("leaves", "fork_off(lambda: (note_pid(), live_on()))\nawait_file('pids')")
         self.config("next", WAIT)
         runner = self.start("--configs", "leaves.py", "next.py")
         wait_for(lambda: self.leader_has_gone("leaves"), "the end of the training")
@@ -405,8 +369,8 @@ class LeftBehindTest(StopCase):
     @unittest.skipUnless(hasattr(signal, "SIGSTOP") and sys.platform == "linux", "zombies are told by /proc")
     def test_a_training_that_dies_of_the_stop_signal_beside_the_runner_is_interrupted(self) -> None:
         """As `scancel` and a service manager do it: they signal every process."""
-        code = "fork_off(lambda: (signal.signal(signal.SIGTERM, signal.SIG_IGN), note_pid(), live_on()))\n"
-        self.config("both", CHILD_TOOLS + code + "await_file('pids')\nprint('ready')\nlive_on()")
+        code = "fork_off(lambda: (deaf(), note_pid(), live_on()))\n"
+        self.config("both", code + "await_file('pids')\nprint('ready')\nlive_on()")
         runner = self.start("--configs", "both.py", *TERM)
         self.wait_for_line("both", b"ready\n")
         wait_for(lambda: self.metadata_pid("both"), "the training's pid")
@@ -445,7 +409,7 @@ class IgnoredTest(StopCase):
     """A signal that is ignored when the runner starts stays ignored."""
 
     def start_by(self, *words: str, **options: Any) -> subprocess.Popen[str]:
-        self.config("short", CHILD_TOOLS + "note_pid()\nawait_file('go')")
+        self.config("short", "note_pid()\nawait_file('go')")
         command = [*words, sys.executable, str(RUNNER), "--configs", "short.py"]
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": self.dir, **options}
         runner = subprocess.Popen(command, **options)

@@ -116,28 +116,6 @@ class Training(TrainerTest):
                 self.assertRegex(error, r"^(EOFError|_pickle\.UnpicklingError): ")
 
 
-class Configurator(TrainerTest):
-    def test_what_it_dies_of(self) -> None:
-        self.write("broken.py", "batch_size = = 3\n")
-        self.write("a=b.py", "batch_size = 3\n")
-        cases = [
-            (["--learning_rate=1"], r"AssertionError"),
-            (["--batch_size=two"], r"AssertionError"),
-            (["--compile=false"], r"AssertionError"),
-            (["--wandb_project=2024"], r"AssertionError"),
-            (["--batch_size", "2"], r"AssertionError"),
-            (["a=b.py"], r"AssertionError"),
-            (["--wandb_project=a=b"], r"ValueError: too many values to unpack.*"),
-            (["--bacth_size=2"], r"ValueError: Unknown config key: bacth_size"),
-            (["nowhere.py"], r"FileNotFoundError: .*'nowhere\.py'"),
-            (["broken.py"], r"SyntaxError: .*"),
-        ]
-        for args, error in cases:
-            with self.subTest(args=args):
-                self.assertRegex(self.fail_to_train(*QUICK, *args), f"^{error}$")
-                self.assertFalse((self.dir / "out").exists())
-
-
 class Settings(TrainerTest):
     def test_devices_fail_as_in_torch(self) -> None:
         cases = [

@@ -65,7 +65,7 @@ for line in sys.stdin:
     if not pid:
         work(case)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""  # the runner in a process of its own for each case, without the cost of starting Python  # the runner in a process of its own for each case, without the cost of starting Python
+"""  # the runner in a process of its own for each case, without the cost of starting Python
 
 
 class HostileCase(RunnerCase):

@@ -19,7 +19,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, PATIENCE, Forked, RunnerCase, is_running, wait_for
+from tests.support import PATIENCE, Forked, RunnerCase, is_running, wait_for
 
 SEED = int(os.environ.get("MANY_SEED") or random.SystemRandom().randrange(10**6))
 EXPERIMENTS = int(os.environ.get("MANY_EXPERIMENTS") or 60)
@@ -65,7 +65,7 @@ if kind == "kill":
 sys.exit(code)
 """
         )
-        self.config("a", CHILD_TOOLS + code)
+        self.config("a", code)
         seeds = [SEED + number for number in range(EXPERIMENTS)]
         self.run_runner("--configs", "a.py", "--sweep", f"seed={','.join(map(str, seeds))}", "--jobs", 8, expect=1)
         events, running, most = (self.dir / "events").read_bytes(), 0, 0
@@ -131,10 +131,7 @@ class OutputTest(RunnerCase):
     def test_one_line_without_end_needs_no_more_memory_than_a_short_one(self) -> None:
         peaks = []
         for megabytes in (5, LINE_MB):
-            self.config(
-                "long",
-                CHILD_TOOLS
-                + f"""
+            code = f"""
 block = b"0123456789abcdef" * (1 << 12)
 for _ in range({megabytes * 16}):
     view = memoryview(block)
@@ -142,8 +139,8 @@ for _ in range({megabytes * 16}):
         view = view[os.write(1, view):]
 open(f"{{out_dir}}/written", "w").close()
 await_file("go")
-""",
-            )
+"""
+            self.config("long", code)
             (self.dir / "go").unlink(missing_ok=True)
             runner = self.start("--configs", "long.py", "--base_out_dir", f"out_{megabytes}")
             folder = self.dir / f"out_{megabytes}" / "latest" / "long"
@@ -170,10 +167,7 @@ await_file("go")
 class CrowdTest(RunnerCase):
     @unittest.skipUnless(Path("/proc/self/stat").exists(), "needs /proc to tell zombies from the living")
     def test_thousands_of_zombies_and_a_crowd_of_orphans_end_with_their_leader(self) -> None:
-        self.config(
-            "crowd",
-            CHILD_TOOLS
-            + """
+        code = """
 for _ in range(2000):
     if not os.fork():
         os._exit(0)
@@ -187,8 +181,8 @@ while not os.path.exists("pids") or open("pids").read().count("\\n") < 100:
     time.sleep(0.01)
 os.write(1, b"all here")
 os._exit(7)
-""",
-        )
+"""
+        self.config("crowd", code)
         runner = self.start("--configs", "crowd.py")
         self.ended(runner, 1)
         self.assertEqual(self.result("crowd")["return_code"], 7)

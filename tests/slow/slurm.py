@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.slow._cluster import Cluster
-from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, TESTS, RunnerCase, is_running, wait_for
+from tests.support import PATIENCE, RUNNER, TESTS, RunnerCase, is_running, wait_for
 
 PYTHON = sys.executable
 
@@ -62,7 +62,7 @@ class JobsTest(SlurmCase):
 
     def stop(self, number: int, **options: Any) -> int:
         """Stop the runner in the middle of a job, and see nothing left; returns the runner's exit code."""
-        self.config("one", CHILD_TOOLS + "note_pid()\nprint('ready', flush=True)\nlive_on()")
+        self.config("one", "note_pid()\nprint('ready', flush=True)\nlive_on()")
         runner = self.srun("one", **options)
         self.wait_for_line("one", b"ready\n")
         [task] = self.pids(1)
@@ -93,7 +93,7 @@ class JobsTest(SlurmCase):
         self.assert_nothing_left()
 
     def test_two_ctrl_c_in_a_row_leave_no_task_and_no_job(self) -> None:
-        code = CHILD_TOOLS + "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)\n"
+        code = "for number in (signal.SIGTERM, signal.SIGINT): signal.signal(number, signal.SIG_IGN)\n"
         self.config("one", code + "print('ready', flush=True)\nlive_on()")
         runner = self.srun("one")
         self.wait_for_line("one", b"ready\n")
@@ -103,7 +103,7 @@ class JobsTest(SlurmCase):
         self.assert_nothing_left()
 
     def test_a_waiting_job_is_not_taken_for_a_stalled_one(self) -> None:
-        self.config("first", CHILD_TOOLS + "print('ready', flush=True)\nawait_file('go')")
+        self.config("first", "print('ready', flush=True)\nawait_file('go')")
         self.config("second", "print('here')")
         runner = self.srun("first", srun="srun -n2")
         self.wait_for_line("first", b"ready\n")

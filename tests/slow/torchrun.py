@@ -9,7 +9,7 @@ import subprocess
 import sys
 import unittest
 
-from tests.support import CHILD_TOOLS, RunnerCase, is_running, wait_for
+from tests.support import RunnerCase, is_running, wait_for
 
 TORCH = os.environ.get("TORCH_PYTHON", sys.executable)
 TORCHRUN = f"{shlex.quote(TORCH)} -m torch.distributed.run --standalone --nproc_per_node=2"
@@ -37,7 +37,7 @@ class TorchrunTest(RunnerCase):
         self.assert_nothing_runs()
 
     def test_stopping_torchrun_leaves_no_worker(self) -> None:
-        self.config("one", CHILD_TOOLS + "signal.signal(15, signal.SIG_IGN)\nnote_pid()\nlive_on()")
+        self.config("one", "signal.signal(15, signal.SIG_IGN)\nnote_pid()\nlive_on()")
         runner = self.start("--configs", "one.py", "--launcher", TORCHRUN, "--grace", 1)
         pids = self.pids(2)
         runner.send_signal(signal.SIGINT)
