@@ -4,24 +4,25 @@ import os
 import signal
 import sys
 import time
+from typing import Any
 
 
-def await_file(path):
+def await_file(path: str) -> None:
     while not os.path.exists(path):
         time.sleep(0.01)
 
 
-def note_pid():
+def note_pid() -> None:
     with open("pids", "a") as file:
         file.write(f"{os.getpid()}\n")
 
 
-def live_on():
+def live_on() -> None:
     while True:
         time.sleep(60)
 
 
-def fork_off(what, *args):
+def fork_off(what: Any, *args: Any) -> None:
     if not os.fork():
         try:
             what(*args)
@@ -29,7 +30,7 @@ def fork_off(what, *args):
             os._exit(0)
 
 
-def deaf(number=signal.SIGTERM):
+def deaf(number: int = signal.SIGTERM) -> None:
     signal.signal(number, signal.SIG_IGN)
 
 
