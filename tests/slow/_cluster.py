@@ -1,7 +1,8 @@
 """A real Slurm of one node for tests: all of it in a temporary directory, on loopback, gone after `stop`.
 
-    with Cluster.start(cpus=2, kill_wait=2) as cluster:
-        subprocess.run(["srun", "hostname"], env={**os.environ, **cluster.env})
+    cluster = Cluster.start(cpus=2, kill_wait=2)
+    subprocess.run(["srun", "hostname"], env={**os.environ, **cluster.env})
+    cluster.stop()
 
 Needs root and Debian's slurmctld, slurmd, slurm-client, munge; `Cluster.unavailable()` says what is missing.
 Nothing of the system is used or changed: no /etc/slurm, /etc/munge, /run, /etc/hosts, no fixed port.
@@ -44,7 +45,6 @@ SBIN = "/usr/sbin:/usr/local/sbin:/sbin"  # not on every PATH
 
 LOOPBACK_ONLY = "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny"
 
-# Two partitions on the one node: a job in `urgent` preempts one in `debug`.
 # cred_expire is also how long a requeued job must wait to start again (Slurm's default: 120 s, least: 5 s).
 CONF = """\
 ClusterName=test
@@ -56,7 +56,7 @@ SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
 CredType=cred/munge
-AuthInfo=socket={directory}/munge.socket,cred_expire={requeue_delay}
+AuthInfo=socket={directory}/munge.socket,cred_expire=5
 StateSaveLocation={directory}/state
 SlurmdSpoolDir={directory}/spool
 SlurmctldPidFile={directory}/slurmctld.pid
@@ -76,13 +76,9 @@ MpiDefault=none
 ReturnToService=2
 SlurmdParameters=config_overrides
 KillWait={kill_wait}
-InactiveLimit={inactive_limit}
 JobRequeue=1
-PreemptType=preempt/partition_prio
-PreemptMode=REQUEUE
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory=1024 State=UNKNOWN
-PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime={grace_time}
-PartitionName=urgent Nodes={host} MaxTime=INFINITE State=UP PriorityTier=2
+PartitionName=debug Nodes={host} Default=YES MaxTime=INFINITE State=UP
 """
 
 
@@ -110,15 +106,10 @@ class Cluster:
         return f"not installed: {', '.join(missing)}" if missing else None
 
     @classmethod
-    def start(
-        cls, cpus: int = 2, *, kill_wait: int = 30, inactive_limit: int = 0, requeue_delay: int = 5, grace_time: int = 0
-    ) -> Cluster:
-        """Bring one up; all times in seconds. Raises ClusterError with the ends of the daemons' logs.
+    def start(cls, cpus: int, kill_wait: int) -> Cluster:
+        """Bring one up. Raises ClusterError with the ends of the daemons' logs.
 
-        `cpus` may be more than the machine has. `kill_wait`: from TERM to KILL (scancel, time limit).
-        `inactive_limit`: until a job is ended whose srun has gone. `requeue_delay`: until a requeued job may
-        start again, 5 at least. `grace_time`: from TERM to the requeue of a job that another, in partition
-        `urgent`, preempts.
+        `cpus` may be more than the machine has; `kill_wait`: seconds from TERM to KILL (scancel, time limit).
         """
         reason = cls.unavailable()
         if reason is not None:
@@ -138,9 +129,6 @@ class Cluster:
                     node_port=ports[1],
                     cpus=cpus,
                     kill_wait=kill_wait,
-                    inactive_limit=inactive_limit,
-                    requeue_delay=requeue_delay,
-                    grace_time=grace_time,
                 )
             )
             cluster._start_daemons(host)
@@ -158,12 +146,6 @@ class Cluster:
         left = [pid for pid in self.pids.values() if Path(f"/proc/{pid}").exists()]
         if left or self.directory.exists():
             raise ClusterError(f"left behind: processes {left}, directory {self.directory}")
-
-    def __enter__(self) -> Cluster:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
     def client(self, *command: str) -> str:
         """The stdout of a client command (scancel, scontrol, sinfo, ...); raises CalledProcessError."""
