@@ -194,7 +194,7 @@ class BatchCase(HostileCase):
         super().setUp()
         self.chance = random.Random(SEED)
         script = """
-            case "$1" in
+            case "${1##*/}" in
                 good*) echo 'step 10: train loss 1.5, val loss 1.25'; echo x > "${2#--out_dir=}/ckpt.pt" ;;
                 bad*) echo 'ValueError: no luck' >&2; exit 3 ;;
                 slow*) test -e go || { echo 'iter 5: loss 1.0'; echo > begun; exec sleep 60; } ;;
