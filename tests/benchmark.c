@@ -74,8 +74,10 @@ static long long lines(long long count) {
 /* As nanoGPT prints them, an evaluation each 1000 lines; or with other words of the same length. */
 static size_t make_losses(char *text, long count, int real) {
     char *to = text;
-    const char *step = real ? "step %ld: train loss %.4f, val loss %.4f\n" : "text %ld: about word %.4f, abc word %.4f\n";
-    const char *iter = real ? "iter %ld: loss %.4f, time 12.34ms, mfu 5.67%%\n" : "text %ld: word %.4f, took 12.34ms, abc 5.67%%\n";
+    const char *step = real ? "step %ld: train loss %.4f, val loss %.4f\n"
+                            : "text %ld: about word %.4f, abc word %.4f\n";
+    const char *iter = real ? "iter %ld: loss %.4f, time 12.34ms, mfu 5.67%%\n"
+                            : "text %ld: word %.4f, took 12.34ms, abc 5.67%%\n";
     for (long n = 0; n < count; n++) {
         double loss = 1 + 1e3 / (n + 1e3);
         to += n % 1000 ? sprintf(to, iter, n, loss) : sprintf(to, step, n, loss, loss);

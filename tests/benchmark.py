@@ -8,8 +8,8 @@ the figures are medians of the rounds, with the lowest and the highest. ROW runs
 Throughput is that of the capture: bytes by the time from the training's start to its end, which the training notes by
 itself. It is the same program (benchmark.c) whoever captures it, and can't end before all but a pipe is taken.
 
-Not a test: a goal that is missed is said, and that is all. Needs Linux and `cc`; a peer that isn't installed is skipped.
-Files go to the directory for temporary files (TMPDIR chooses another disk), up to 25 GB, and are removed.
+Not a test: a goal that is missed is said, and that is all. Needs Linux and `cc`; a peer that isn't installed is
+skipped. Files go to the directory for temporary files (TMPDIR chooses another disk), up to 25 GB, and are removed.
 """
 
 from __future__ import annotations
@@ -360,7 +360,7 @@ def per_experiment_on_disk(bench: Bench) -> Figures:
     return per_experiment(bench)
 
 
-@row("cost-tmpfs", "the same on a tmpfs", "parallel -j1", at_most(0.6))
+@row("cost-tmpfs", "per experiment, on a tmpfs", "parallel -j1", at_most(0.6))
 def per_experiment_on_tmpfs(bench: Bench) -> Figures:
     if not os.access("/dev/shm", os.W_OK):
         raise Skip("no /dev/shm")
@@ -406,7 +406,7 @@ def start(bench: Bench) -> Figures:
     return often.in_turns("s", lambda: first_child(bench, command), lambda: bench.run(imports))
 
 
-@row("plan", "the same, a sweep of 10,000", "-", within(2))
+@row("plan", "start to first child, sweep of 10,000", "-", within(2))
 def plan(bench: Bench) -> Figures:
     """One config, and the product of two settings with 100 values each."""
     values = ",".join(map(str, range(bench.scaled(100))))
@@ -468,7 +468,7 @@ def sync_write(bench: Bench) -> Figures:
     return held(bench, 0)
 
 
-@row("sync-stop", "TERM to the last training's signal, the same", "quick syncs", little_more(0.1))
+@row("sync-stop", "TERM to the last training's signal, the same syncs", "quick syncs", little_more(0.1))
 def sync_stop(bench: Bench) -> Figures:
     return held(bench, 1)
 
