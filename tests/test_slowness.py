@@ -146,17 +146,28 @@ class SlowConsoleTest(FaultyCase):
         self.assertTrue(re.search(r"(?i)\b[\d,]+ lines?\b.*\b(dropped|left out|missed|lost)", out), out[-1000:])
 
 
+LATE_READERS = """
+late = set()
+
+def read(*_):
+    if exists("resumed") and threading.get_ident() not in late:
+        late.add(threading.get_ident())
+        time.sleep(0.5)
+
+before("read", read)
+"""  # a fault: after a suspension, the runner's loop runs before its readers do
+
+
 class SuspensionTest(FaultyCase):
     def log_of(self, name: str) -> Path:
         return self.dir / name / "latest" / name / "stdout.log"
 
     def test_the_time_in_which_the_runner_or_all_is_suspended_counts_neither_as_stall_nor_for_the_timeout(self) -> None:
         limits = {"runner": ("--stall", 2), "both": ("--stall", 2), "timeout": ("--timeout", 3.5)}
-        late = "before('read', lambda *_: time.sleep(0.1))"  # so the loop wakes before the readers do
         runners: dict[str, subprocess.Popen[str]] = {}
         for name, limit in limits.items():
             self.config(name, CHILD_TOOLS + "note_pid()\nprint(os.getpid())\n" + TICKS)
-            runners[name] = self.start_faulty(late, "--configs", f"{name}.py", *limit, "--base_out_dir", name)
+            runners[name] = self.start_faulty(LATE_READERS, "--configs", f"{name}.py", *limit, "--base_out_dir", name)
         for name in limits:
             self.await_growth(name, runners[name], 0)
         trainings = [int(self.log_of(name).read_text().split("\n")[0]) for name in ("both", "timeout")]
@@ -166,6 +177,7 @@ class SuspensionTest(FaultyCase):
         wait_for(lambda: all(stat_of(pid)[0] == "T" for pids in stopped for pid in pids), "all to be suspended")
         time.sleep(4)  # this is the suspension, longer than each limit
         sizes = {name: self.log_of(name).stat().st_size for name in limits}
+        self.go("resumed")
         for pids in stopped:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
