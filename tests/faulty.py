@@ -9,7 +9,7 @@ import subprocess
 import sys
 import unittest
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Any, Optional
 
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, is_running, wait_for
 
@@ -123,11 +123,15 @@ class FaultyCase(RunnerCase):
     def statuses(self) -> dict[str, str]:
         return {name: result["status"] for name, result in self.summary()["results"].items()}
 
-    def await_file(self, name: str, lines: int = 1) -> None:
-        """Wait until a training or the driver has made a file, with so many lines where it notes some."""
-        path = self.dir / name
-        enough: Callable[[], bool] = lambda: path.exists() and path.read_bytes().count(b"\n") >= lines  # noqa: E731
-        wait_for(path.exists if lines == 1 else enough, f"{name}, {lines} times")
+    def lines(self, name: str) -> int:
+        """How many lines a training or the driver has noted in a file by now."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.dir / name).read_bytes().count(b"\n")
+        return 0
+
+    def await_file(self, name: str) -> None:
+        """Wait until a training or the driver has made a file."""
+        wait_for((self.dir / name).exists, name)
 
     def assert_ended(self, pids: list[int]) -> None:
         wait_for(lambda: not any(map(is_running, pids)), f"the end of {pids}")
