@@ -7,11 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import unittest
 from pathlib import Path
 from typing import Any, Optional
 
-from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, is_running, wait_for
+from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, RunnerCase, is_running, wait_for, working_in
 
 DRIVER = r"""
 import builtins, errno, os, re, signal, subprocess, sys, threading, time
@@ -96,12 +97,14 @@ class FaultyCase(RunnerCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.addCleanup(self.end_trainings)
+        self.addCleanup(self.end_all)
 
-    def end_trainings(self) -> None:
-        for pid in self.pids(0):
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+    def end_all(self) -> None:
+        while left := working_in(self.dir):
+            for pid in left:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
 
     def start_faulty(self, faults: str, *args: Any, **options: Any) -> subprocess.Popen[str]:
         """The runner as a process that has run this code first, with the driver's functions at hand."""

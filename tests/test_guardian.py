@@ -125,10 +125,14 @@ live_on()
 
     @unittest.skipUnless(can_be_pid_1(), "needs unshare and the right to have a pid namespace")
     def test_in_a_pid_namespace_of_its_own_the_tree_is_ended(self) -> None:
-        code = DEAF.replace("note_pid()", "open('inside', 'a').write('.\\n')") + (  # its pids mean nothing out here
-            "def kill_runner(pid):\n    while open('inside').read().count('.') < 2: time.sleep(0.01)\n    os.kill(pid, 9)\n"
-            "open('inside', 'w').close()\nfork_off(kill_runner, os.getppid())\n"
-            "fork_off(lambda: (os.setsid(), deaf()))\ndeaf()\n"
+        code = (
+            DEAF
+            + (
+                "def note_pid():\n    with open('inside', 'a') as file: file.write('.\\n')\n"  # its pids mean nothing out here
+                "def kill_runner(pid):\n    while open('inside').read().count('.') < 2: time.sleep(0.01)\n    os.kill(pid, 9)\n"
+                "open('inside', 'w').close()\nfork_off(kill_runner, os.getppid())\n"
+                "fork_off(lambda: (os.setsid(), deaf()))\ndeaf()\n"
+            )
         )
         self.config("a", code)
         command = [sys.executable, str(RUNNER), "--configs", "a.py", "--grace", "0.5"]

@@ -50,7 +50,7 @@ class SlowDiskTest(FaultyCase):
         logs = [f"{name}/{name[5:]}.log" for name in names] + ["daemon/stdout.log"]
         configs = [f"{name}.py" for name in (*names, "daemon")]
         self.addCleanup(self.go, "end")
-        runner = self.start_faulty(slow_write(*logs, seconds=2.5), "--configs", *configs, "--jobs", 4)
+        runner = self.start_faulty(slow_write(*logs, seconds=3), "--configs", *configs, "--jobs", 4)
         self.said(runner, 0)
         self.assertEqual(len((self.dir / "slow").read_bytes()), len(logs), "not all of the writes were slow")
         whole = b"first\n" + b"x\n" * 20000 + b"last\n"
