@@ -69,7 +69,7 @@ class KilledRunnerTest(GuardianCase):
         orders = [[signal.SIGINT], [signal.SIGTERM], [signal.SIGINT, signal.SIGTERM], [signal.SIGTERM] * 2]
         runners = []
         for number, _ in enumerate(orders):
-            args = ("--jobs", 2, "--grace", 0.5, "--base_out_dir", f"out_{number}")
+            args = ("--jobs", 2, "--grace", 0.2, "--base_out_dir", f"out_{number}")
             runners.append(self.start("--configs", "a.py", "b.py", *args))
         pids = self.pids(6 * len(orders))
         for runner, order in zip(runners, orders):
@@ -101,7 +101,7 @@ live_on()
 
     def test_a_training_that_was_launched_but_not_yet_told_of_is_ended(self) -> None:
         self.config("a", TREE)
-        runner = self.start_faulty(KILL_SELF, "--configs", "a.py", "--grace", 0.5)
+        runner = self.start_faulty(KILL_SELF, "--configs", "a.py", "--grace", 0.2)
         self.assertEqual(runner.wait(PATIENCE), -signal.SIGKILL)
         self.assert_ended(self.pids(1))
 
@@ -118,7 +118,7 @@ live_on()
     def test_without_proc_and_other_programs_the_training_and_its_group_are_ended(self) -> None:
         self.config("a", DEAF + "fork_off(deaf)\ndeaf()")
         environment = {**os.environ, "PATH": str(self.dir)}
-        runner = self.start_faulty(HIDE_PROC, "--configs", "a.py", "--grace", 0.5, env=environment)
+        runner = self.start_faulty(HIDE_PROC, "--configs", "a.py", "--grace", 0.2, env=environment)
         pids = self.pids(2)
         self.kill(runner)
         self.assert_ended(pids)
@@ -169,7 +169,7 @@ live_on()
 
     def test_with_the_terminal_closed_and_the_runner_killed_the_tree_is_ended(self) -> None:
         self.config("a", TREE)
-        runner, terminal = self.in_terminal("--configs", "a.py", "--grace", 0.5)
+        runner, terminal = self.in_terminal("--configs", "a.py", "--grace", 0.2)
         pids = self.pids(3)
         os.close(terminal)
         self.kill(runner)
@@ -179,7 +179,7 @@ live_on()
 class GuardianTest(GuardianCase):
     def test_it_holds_no_file_of_the_runner_and_signals_do_not_end_it(self) -> None:
         self.config("a", TREE)
-        runner = self.start("--configs", "a.py", "--grace", 0.5)
+        runner = self.start("--configs", "a.py", "--grace", 0.2)
         pids = self.pids(3)
         guardian = self.guardian(runner)
         descriptors = Path(f"/proc/{guardian}/fd")

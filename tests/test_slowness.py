@@ -152,7 +152,7 @@ late = set()
 def read(*_):
     if exists("resumed") and threading.get_ident() not in late:
         late.add(threading.get_ident())
-        time.sleep(0.5)
+        time.sleep(0.2)
 
 before("read", read)
 """  # a fault: after a suspension, the runner's loop runs before its readers do
@@ -163,7 +163,7 @@ class SuspensionTest(FaultyCase):
         return self.dir / name / "latest" / name / "stdout.log"
 
     def test_the_time_in_which_the_runner_or_all_is_suspended_counts_neither_as_stall_nor_for_the_timeout(self) -> None:
-        limits = {"runner": ("--stall", 2), "both": ("--stall", 2), "timeout": ("--timeout", 3.5)}
+        limits = {"runner": ("--stall", 2), "both": ("--stall", 2), "timeout": ("--timeout", 3.2)}
         runners: dict[str, subprocess.Popen[str]] = {}
         for name, limit in limits.items():
             self.config(name, CHILD_TOOLS + "note_pid()\nprint(os.getpid())\n" + TICKS)
@@ -175,13 +175,13 @@ class SuspensionTest(FaultyCase):
         for pid in (*stopped[0], *stopped[1]):
             os.kill(pid, signal.SIGSTOP)
         wait_for(lambda: all(stat_of(pid)[0] == "T" for pids in stopped for pid in pids), "all to be suspended")
-        time.sleep(4)  # this is the suspension, longer than each limit
+        time.sleep(3)  # this is the suspension, longer than each limit
         sizes = {name: self.log_of(name).stat().st_size for name in limits}
         self.go("resumed")
         for pids in stopped:
             for pid in pids:
                 os.kill(pid, signal.SIGCONT)
-            time.sleep(0.5)  # the trainings go on that much later, shorter than each limit
+            time.sleep(0.4)  # the trainings go on that much later, shorter than each limit
         for name, runner in runners.items():
             self.await_growth(name, runner, sizes[name])
         self.go("go")
@@ -198,7 +198,7 @@ class SuspensionTest(FaultyCase):
 class SlowEndTest(FaultyCase):
     def test_a_trainer_below_a_bash_script_that_dies_of_the_stop_signal_has_its_grace_to_save(self) -> None:
         (self.dir / "launch.sh").write_text('python3 "$@"\n')
-        code = "def save(*_):\n    time.sleep(2.5)\n    open(out_dir + '/ckpt_7.pt', 'w').close()\n    print('saved')\n    sys.exit()\n"
+        code = "def save(*_):\n    time.sleep(2.3)\n    open(out_dir + '/ckpt_7.pt', 'w').close()\n    print('saved')\n    sys.exit()\n"
         self.config(
             "a", CHILD_TOOLS + code + "signal.signal(signal.SIGTERM, save)\nnote_pid()\nprint('ready')\nlive_on()"
         )
