@@ -136,8 +136,8 @@ class SlowConsoleTest(FaultyCase):
         self.stop_behind_console("--follow")
 
     def test_what_a_console_that_nobody_reads_has_missed_of_a_training_is_counted_and_said(self) -> None:
-        lines = 20_000
-        self.config("a", f"for number in range({lines}): print(f'line {{number}}')\nopen('trained', 'w').close()\n")
+        lines = 100_000
+        self.config("a", f"for number in range({lines}): print(f'{{number:80}}')\nopen('trained', 'w').close()\n")
         runner = self.start("--configs", "a.py", "--follow")
         self.await_file("trained")
         self.wait_for_event("a: completed")
