@@ -75,7 +75,8 @@ class KilledRunnerTest(GuardianCase):
         for runner, order in zip(runners, orders):
             for each in order:
                 runner.send_signal(each)
-            self.kill(runner)
+            runner.kill()
+            runner.communicate()
         self.assert_ended(pids)
 
     def test_the_guardian_asks_with_the_stop_signal_and_leaves_the_training_its_grace(self) -> None:

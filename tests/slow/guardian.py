@@ -37,7 +37,7 @@ class OftenTest(GuardianCase):
             time.sleep(chance.random() * 0.6)  # the moment is the test's chance; nothing depends on it
             if chance.random() < 0.3:
                 runner.send_signal(chance.choice((signal.SIGINT, signal.SIGTERM, signal.SIGHUP)))
-            self.kill(runner)
+            runner.kill()
             runner.communicate()
         self.assertGreater(len(self.pids(0)), CASES, "too few of the trainings had begun")
         self.assert_nothing_runs()
