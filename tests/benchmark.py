@@ -1,17 +1,25 @@
 #!/usr/bin/env python3
-"""How the runner compares with its peers: `python3 tests/benchmark.py [--json] [--only NAME] [--scale F]`.
+"""How the runner compares with its peers and with its goals: `python3 tests/benchmark.py [ROW ...] [--rounds N]`.
 
-Each row is measured side by side in one run: the runner, the peer, the runner, the peer, …; medians of the rounds.
-Not a test: it never fails on a timing. A peer that is not installed is skipped, and that is said. The files go to
-the directory for temporary files (TMPDIR chooses another disk), up to 25 GB of them, and are removed.
+Prints one table. In each row the runner and what it is compared with are measured in the same run and in turns, and
+the figures are medians of the rounds, with the lowest and the highest. ROW runs those rows whose names contain it;
+`--small` takes a hundredth of each size, to see whether the benchmark works: its figures say nothing.
+
+Throughput is that of the capture: bytes by the time from the training's start to its end, which the training notes by
+itself. It is the same program (benchmark.c) whoever captures it, and can't end before all but a pipe is taken.
+
+Not a test: a goal that is missed is said, and that is all. Needs Linux and `cc`; a peer that isn't installed is
+skipped. Files go to the directory for temporary files (TMPDIR chooses another disk), up to 25 GB, and are removed.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
+import dataclasses
+import functools
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -20,124 +28,38 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Optional
 
 RUNNER = Path(__file__).resolve().parent.parent / "run_experiments.py"
+SOURCE = Path(__file__).resolve().with_suffix(".c")
 GB = 10**9
 MB = 10**6
-LINE = 80  # bytes, its end included
-PATIENCE = 60.0  # seconds that a process gets for what it does at once
+PATIENCE = 120.0  # seconds until what must happen soon has failed
+FIRST = "out/latest/run_00000"  # the first experiment's directory
+IMPORTS = "import argparse, subprocess"
 
-WRITER_IN_C = r"""
-#define _GNU_SOURCE
-#include <fcntl.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
-#include <sys/stat.h>
-#include <time.h>
-#include <unistd.h>
+# Runs the runner with each sync taking so many seconds: SECONDS RUNNER ARGS... A signal doesn't end a real sync.
+WITH_SLOW_SYNCS = """
+import os, signal, sys, time
 
-static long long now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return t.tv_sec * 1000000000LL + t.tv_nsec;
-}
+def slowed(sync):
+    def slow(descriptor):
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+        time.sleep(seconds)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        sync(descriptor)
+    return slow
 
-static void put(const char *data, size_t size) {
-    while (size) {
-        ssize_t done = write(1, data, size);
-        if (done < 0) exit(1);
-        data += done, size -= done;
-    }
-}
-
-int main(int argc, char **argv) {
-    const char *what = argc > 2 ? argv[1] : "";
-    static char block[819 * 80], loss[128];
-    memset(block, 'x', sizeof block);
-    for (size_t i = 79; i < sizeof block; i += 80) block[i] = '\n';
-    if (!strcmp(what, "bulk"))
-        for (long long rest = atoll(argv[2]); rest > 0; rest -= sizeof block)
-            put(block, rest < (long long)sizeof block ? rest : sizeof block);
-    else if (!strcmp(what, "lines"))
-        for (long count = atol(argv[2]); count > 0; count--) put(block, 80);
-    else if (!strcmp(what, "losses")) {
-        long long rest = atoll(argv[2]);
-        for (long step = 0; rest > 0; step++) {
-            size_t size = step % 250 ? 0 : sprintf(loss, "step %ld: train loss 1.0000, val loss 2.0000\n", step);
-            size += sprintf(loss + size, "iter %ld: loss %.4f, time 12.34ms, mfu 5.67%%\n", step, 1 + 1e3 / (step + 1e3));
-            put(loss, size);
-            rest -= size;
-        }
-    } else if (!strcmp(what, "started")) {
-        FILE *file = fopen(argv[2], "a");
-        fprintf(file, "%lld\n", now());
-        fclose(file);
-    } else if (!strcmp(what, "delays") && argc > 5) {  /* count, period in us, log, where the delays in ns go */
-        long long due = now();
-        FILE *delays = fopen(argv[5], "w");
-        int log;
-        while ((log = open(argv[4], O_RDONLY)) < 0) usleep(100);
-        for (long i = 1; i <= atol(argv[2]); i++) {
-            struct stat there;
-            struct timespec until = {(due += atol(argv[3]) * 1000) / 1000000000, due % 1000000000};
-            clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL);
-            long long before = now(), after;
-            put(block, 80);
-            do fstat(log, &there), after = now();
-            while (there.st_size < i * 80 && after - before < 1000000000);
-            fprintf(delays, "%lld\n", after - before);
-        }
-        fclose(delays);
-    } else return 2;
-    return 0;
-}
-"""
-
-WRITER_IN_PYTHON = r"""
-import os, sys, time
-
-def put(data):
-    while data:
-        data = data[os.write(1, data):]
-
-what, size = sys.argv[1], int(sys.argv[2]) if sys.argv[2].isdigit() else 0
-line = b"x" * 79 + b"\n"
-if what == "bulk":
-    block = line * 819
-    for _ in range(size // len(block)):
-        put(block)
-    put(block[: size % len(block)])
-elif what == "lines":
-    for _ in range(size):
-        os.write(1, line)
-elif what == "losses":
-    step = 0
-    while size > 0:
-        lines = [f"iter {n}: loss {1 + 1e3 / (n + 1e3):.4f}, time 12.34ms, mfu 5.67%\n" for n in range(step, step + 250)]
-        block = f"step {step}: train loss 1.0000, val loss 2.0000\n{''.join(lines)}".encode()
-        step += 250
-        size -= len(block)
-        put(block)
-elif what == "started":
-    with open(sys.argv[2], "a") as file:
-        print(time.monotonic_ns(), file=file)
-elif what == "delays":
-    while not os.path.exists(sys.argv[4]):
-        time.sleep(0.0001)
-    log, due = os.open(sys.argv[4], os.O_RDONLY), time.monotonic_ns()
-    with open(sys.argv[5], "w") as delays:
-        for number in range(1, size + 1):
-            due += int(sys.argv[3]) * 1000
-            time.sleep(max(0, due - time.monotonic_ns()) / 1e9)
-            before = after = time.monotonic_ns()
-            os.write(1, line)
-            while os.fstat(log).st_size < number * len(line) and after - before < 10**9:
-                after = time.monotonic_ns()
-            print(after - before, file=delays)
+seconds, runner = float(sys.argv[1]), sys.argv[2]
+os.fsync, os.fdatasync = slowed(os.fsync), slowed(os.fdatasync)
+sys.dont_write_bytecode = True
+sys.path.insert(0, os.path.dirname(runner))
+del sys.argv[:2]
+import run_experiments
+sys.exit(run_experiments.main())
 """
 
 
@@ -145,391 +67,536 @@ class Skip(Exception):
     """Why a row can't be measured here."""
 
 
-@dataclass
-class Row:
-    """One line of the table. The ratio is the one that its goal speaks of."""
+# ----------------------------------------------------------------------------------------------- the table
 
+
+@dataclass
+class Figures:
+    """What the rounds of a row gave, in its unit: the runner's, and what it is compared with, if anything."""
+
+    unit: str
+    mine: list[float] = dataclasses.field(default_factory=list)
+    theirs: list[float] = dataclasses.field(default_factory=list)
+    note: str = ""
+
+    @property
+    def figure(self) -> float:
+        return statistics.median(self.mine)
+
+    @property
+    def other(self) -> float:
+        return statistics.median(self.theirs)
+
+    @property
+    def ratio(self) -> float:
+        return self.figure / self.other if self.other else float("inf")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """In words, and as a test; without one a row is only told."""
+
+    text: str
+    met: Optional[Callable[[Figures], bool]] = None
+
+
+Measure = Callable[["Bench"], Figures]
+
+
+@dataclass(frozen=True)
+class Row:
     name: str
     what: str
     against: str
-    goal: str
-    runner: str = ""
-    peer: str = ""
-    ratio: Optional[float] = None
-    met: Optional[bool] = None
-    note: str = ""
+    goal: Goal
+    measure: Measure
 
 
-def show_seconds(seconds: float) -> str:
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"
+ROWS: list[Row] = []
 
 
-def show_speed(size: float, seconds: float) -> str:
-    return f"{size / MB / seconds:.0f} MB/s"
+def row(name: str, what: str, against: str, goal: Goal) -> Callable[[Measure], Measure]:
+    """Makes a row of the function that measures it."""
+
+    def add(measure: Measure) -> Measure:
+        ROWS.append(Row(name, what, against, goal, measure))
+        return measure
+
+    return add
+
+
+TOLD = Goal("told")
+
+
+def at_least(ratio: float) -> Goal:
+    return Goal(f"≥ {ratio:g} ×", lambda figures: figures.ratio >= ratio)
+
+
+def at_most(ratio: float) -> Goal:
+    return Goal(f"≤ {ratio:g} ×", lambda figures: figures.ratio <= ratio)
+
+
+def within(seconds: float) -> Goal:
+    return Goal(f"≤ {show(seconds, 's')}", lambda figures: figures.figure <= seconds)
+
+
+def little_more(seconds: float) -> Goal:
+    return Goal(f"≤ {show(seconds, 's')} more", lambda figures: figures.figure - figures.other <= seconds)
+
+
+def flat_memory(limit: float) -> Goal:
+    """In MB (10^6 bytes)."""
+    return Goal(
+        f"same within 1 MB, ≤ {limit:g} MB",
+        lambda figures: abs(figures.figure - figures.other) <= 1 and figures.figure <= limit,
+    )
+
+
+def show(value: float, unit: str) -> str:
+    """A figure with its unit; seconds become milliseconds or microseconds where these are easier to read."""
+    if unit != "s":
+        return f"{value:.{0 if value >= 100 else 1}f} {unit}"
+    for name, size in (("s", 1.0), ("ms", 1e-3)):
+        if value >= size:
+            return f"{value / size:.3g} {name}"
+    return f"{value / 1e-6:.3g} µs"
+
+
+def show_rounds(values: list[float], unit: str) -> str:
+    if not values:
+        return "-"
+    spread = f" ({show(min(values), unit)} to {show(max(values), unit)})" if len(values) > 1 else ""
+    return show(statistics.median(values), unit) + spread
+
+
+def cells(row: Row, figures: Figures) -> list[str]:
+    ratio = f"{figures.ratio:.3g} ×" if figures.theirs else "-"
+    met = "-"
+    if row.goal.met:
+        met = "met" if row.goal.met(figures) else "NOT met"
+    mine, theirs = (show_rounds(values, figures.unit) for values in (figures.mine, figures.theirs))
+    return [row.name, row.what, mine, row.against, theirs, ratio, row.goal.text, met, figures.note]
+
+
+def table(rows: list[list[str]]) -> list[str]:
+    """The rows as lines, in the form of Markdown."""
+    titles = ["row", "what", "runner", "against", "its figure", "ratio", "goal", "met", "note"]
+    widths = [max(map(len, column)) for column in zip(titles, *rows)]
+    lines = [[text.ljust(width) for text, width in zip(row, widths)] for row in (titles, *rows)]
+    lines.insert(1, ["-" * width for width in widths])
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+# ------------------------------------------------------------------------------------- to run and time things
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A directory for configs, logs and batches, and the means to run and time things there."""
+
+    folder: Path
+    program: str  # the compiled benchmark.c
+    scale: float
+    rounds: int
+
+    def scaled(self, number: int) -> int:
+        return max(2, round(number * self.scale))
+
+    def training(self, mode: str, *words: object) -> list[str]:
+        """The command of a training of benchmark.c that notes what it measured in `marks`."""
+        return [self.program, mode, str(self.folder / "marks"), *map(str, words)]
+
+    def options(self, training: list[str], count: int = 1) -> list[str]:
+        """What makes the runner run so many experiments, with this command standing before the training script."""
+        (self.folder / "train.py").touch()
+        configs = self.folder / f"configs_{count}"
+        if not configs.exists():
+            configs.mkdir()
+            for number in range(count):
+                (configs / f"run_{number:05}.py").touch()
+        words = ["--quiet", "--train_script", "train.py", "--base_out_dir", "out", "--launcher", shlex.join(training)]
+        return [*words, "--configs", f"{configs}/*.py"]
+
+    def runner(self, training: list[str], count: int = 1, *more: str) -> list[str]:
+        return [sys.executable, str(RUNNER), *self.options(training, count), *more]
+
+    def pipeline(self, training: list[str], into: str) -> list[str]:
+        """The same training with its output going into a line of shell."""
+        return ["sh", "-c", f"{shlex.join(training)} | {into}"]
+
+    @contextlib.contextmanager
+    def running(self, command: list[str]) -> Iterator[subprocess.Popen[bytes]]:
+        """A process that gets TERM, if it still runs at the end."""
+        process = subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        try:
+            yield process
+        finally:
+            process.terminate()
+            process.wait()
+
+    def run(self, command: list[str]) -> float:
+        """Seconds from start to end."""
+        began = time.monotonic()
+        with self.running(command) as process:
+            code = process.wait()
+        seconds = time.monotonic() - began
+        if code:
+            raise RuntimeError(f"exit code {code} of {shlex.join(command)[:200]}")
+        return seconds
+
+    def marks(self) -> list[list[int]]:
+        """The lines that trainings have noted so far."""
+        try:
+            text = (self.folder / "marks").read_text()
+        except FileNotFoundError:
+            return []
+        return [[int(word) for word in line.split()] for line in text.splitlines()]
+
+    def wait_for_marks(self, count: int, patience: float = PATIENCE) -> list[list[int]]:
+        deadline = time.monotonic() + patience
+        while len(self.marks()) < count:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{len(self.marks())} of {count} trainings noted what they measured")
+            time.sleep(0.002)
+        return self.marks()
+
+    def clear(self) -> None:
+        """Remove what the measurement before has left, all but the configs."""
+        for path in (*self.folder.glob("*.log"), self.folder / "marks", self.folder / "joblog"):
+            path.unlink(missing_ok=True)
+        for name in ("out", "results"):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def in_turns(self, unit: str, mine: Callable[[], float], theirs: Optional[Callable[[], float]] = None) -> Figures:
+        """What both give, measured one after the other in each round, from an empty directory each time."""
+        figures = Figures(unit)
+        for _ in range(self.rounds):
+            self.clear()
+            figures.mine.append(mine())
+            if theirs:
+                self.clear()
+                figures.theirs.append(theirs())
+        return figures
 
 
 def need(program: str, package: str) -> str:
-    """The path of a peer; Skip where it is not installed."""
     path = shutil.which(program)
     if not path:
         raise Skip(f"{program} is not installed (Debian: {package})")
     return path
 
 
-def need_linux() -> None:
-    if sys.platform != "linux":
-        raise Skip("is read from /proc, which only Linux has")
+# ------------------------------------------------------------------------------------------------ throughput
 
 
-class Bench:
-    """A directory with the writer in it, and the means to run and time things there."""
-
-    def __init__(self, folder: Path, scale: float, rounds: int) -> None:
-        self.folder, self.scale, self.rounds = folder, scale, rounds
-        (folder / "train.py").touch()
-        self.writer, self.in_c = self.make_writer(), (folder / "writer").exists()
-        self.rows: list[Row] = []
-
-    def row(self, name: str, what: str, against: str, goal: str) -> Row:
-        """A row of the table, to be filled in with what is measured."""
-        self.rows.append(Row(name, what, against, goal))
-        return self.rows[-1]
-
-    def make_writer(self) -> list[str]:
-        source = self.folder / "writer.c"
-        source.write_text(WRITER_IN_C)
-        compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-        if compiler:
-            command = [compiler, "-O2", "-o", str(self.folder / "writer"), str(source)]
-            if subprocess.run(command, stderr=subprocess.DEVNULL).returncode == 0:
-                return [str(self.folder / "writer")]
-        (self.folder / "writer.py").write_text(WRITER_IN_PYTHON)
-        return [sys.executable, "-I", "-S", str(self.folder / "writer.py")]
-
-    def scaled(self, number: float, unit: int = 1) -> int:
-        """A size or count by the scale, a multiple of the unit."""
-        return max(1, round(number * self.scale / unit)) * unit
-
-    def configs(self, count: int) -> str:
-        """A pattern that so many config files match."""
-        place = self.folder / f"configs_{count}"
-        if not place.exists():
-            place.mkdir()
-            for number in range(count):
-                (place / f"run_{number:05}.py").touch()
-        return str(place / "*.py")
-
-    def runner_command(self, launcher: list[str], count: int = 1) -> list[str]:
-        words = [sys.executable, str(RUNNER), "--quiet", "--train_script", "train.py", "--base_out_dir", "out"]
-        return [*words, "--launcher", shlex.join(launcher), "--configs", self.configs(count)]
-
-    def start(self, command: list[str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(command, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-
-    def run(self, command: list[str]) -> float:
-        """Seconds from start to end."""
-        began = time.monotonic()
-        status = self.start(command).wait()
-        if status:
-            raise Skip(f"exit code {status} of: {shlex.join(command)[:200]}")
-        return time.monotonic() - began
-
-    def capture(self, *what: str) -> float:
-        """Seconds that the runner takes for what the writer writes."""
-        return self.run(self.runner_command([*self.writer, *what]))
-
-    def pipe(self, what: list[str], into: str) -> float:
-        """Seconds that a shell pipeline takes for it."""
-        return self.run(["sh", "-c", f"{shlex.join([*self.writer, *what])} | {into}"])
-
-    def batch(self) -> Path:
-        return (self.folder / "out" / "latest").resolve(strict=True)
-
-    def check_size(self, size: int, *files: Path) -> None:
-        """What lost a byte is no comparison."""
-        for each in files:
-            if each.stat().st_size < size:
-                raise Skip(f"only {each.stat().st_size} of {size} bytes are in {each.name}")
-
-    def clear(self) -> None:
-        for each in (*self.folder.glob("*.log"), *self.folder.glob("*.txt")):
-            each.unlink()
-        for name in ("out", "results"):
-            shutil.rmtree(self.folder / name, ignore_errors=True)
-
-    def side_by_side(self, *works: Callable[[], float]) -> list[float]:
-        """The median of what each one measures, taken in turns."""
-        measured: list[list[float]] = [[] for _ in works]
-        for _ in range(self.rounds):
-            for work, values in zip(works, measured):
-                self.clear()
-                values.append(work())
-        self.clear()
-        return [statistics.median(values) for values in measured]
+def throughput(bench: Bench, command: list[str], *logs: str) -> float:
+    """MB/s from the training's start to its end, by its own marks. What lost a byte is no comparison."""
+    bench.run(command)
+    began, ended, size = bench.wait_for_marks(1, patience=0)[0]
+    for log in logs:
+        there = (bench.folder / log).stat().st_size
+        if there < size:
+            raise RuntimeError(f"{log}: {there} of {size} bytes")
+    return size / MB / ((ended - began) / 1e9)
 
 
-# ------------------------------------------------------------------------------------------------- the rows
+def captured(bench: Bench, training: list[str]) -> float:
+    """The runner's throughput."""
+    return throughput(bench, bench.runner(training), f"{FIRST}/stdout.log", f"{FIRST}/combined.log")
 
 
-def captured(bench: Bench, row: Row, mode: str, amount: int, size: int, goal: float, into: str, logs: int) -> None:
-    """Throughput of the runner against a pipeline that writes so many logs."""
-
-    def by_runner() -> float:
-        seconds = bench.capture(mode, str(amount))
-        files = (bench.batch() / "run_00000" / f"{name}.log" for name in ("stdout", "combined"))
-        bench.check_size(size, *files)
-        return seconds
-
-    def by_peer() -> float:
-        seconds = bench.pipe([mode, str(amount)], into)
-        bench.check_size(size, *[bench.folder / name for name in ("a.log", "b.log")[:logs]])
-        return seconds
-
-    mine, theirs = bench.side_by_side(by_runner, by_peer)
-    row.runner, row.peer, row.ratio = show_speed(size, mine), show_speed(size, theirs), theirs / mine
-    row.met = row.ratio >= goal
+def compared(bench: Bench, training: list[str], peer: list[str], *logs: str) -> Figures:
+    return bench.in_turns("MB/s", lambda: captured(bench, training), lambda: throughput(bench, peer, *logs))
 
 
-def bulk(bench: Bench) -> None:
-    size = bench.scaled(GB, LINE)
-    row = bench.row(
-        "bulk", f"throughput, {size / MB:.0f} MB in bulk writes, all three logs", "tee a.log b.log", "≥ 1.5 ×"
-    )
-    captured(bench, row, "bulk", size, size, 1.5, f"{need('tee', 'coreutils')} a.log b.log > /dev/null", 2)
+@row("bulk-c", "1 GB in bulk, all three logs", "the same job in C", at_least(0.55))
+def bulk_against_c(bench: Bench) -> Figures:
+    """Both read the same writes, and write stdout.log and the stamped combined.log."""
+    training = bench.training("bulk", bench.scaled(GB))
+    peer = bench.pipeline(training, f"{shlex.quote(bench.program)} capture")
+    return compared(bench, training, peer, "stdout.log", "combined.log")
 
 
-def lines(bench: Bench) -> None:
-    count = bench.scaled(2 * MB)
-    row = bench.row("lines", f"throughput, {count:,} single-line writes", "tee a.log b.log", "≥ 1.0 ×")
-    captured(bench, row, "lines", count, count * LINE, 1.0, f"{need('tee', 'coreutils')} a.log b.log > /dev/null", 2)
+@row("bulk-shell", "1 GB in bulk, all three logs", "tee stdout.log | ts", at_least(15))
+def bulk_against_shell(bench: Bench) -> Figures:
+    """As above; the shell's way gets a tenth of the bytes, for it is slow."""
+    into = f"{need('tee', 'coreutils')} stdout.log | {need('ts', 'moreutils')} '%F %H:%M:%.S [STDOUT]' > combined.log"
+    peer = bench.pipeline(bench.training("bulk", bench.scaled(GB // 10)), into)
+    return compared(bench, bench.training("bulk", bench.scaled(GB)), peer, "stdout.log", "combined.log")
 
 
-def ts(bench: Bench) -> None:
-    count = bench.scaled(2 * MB)
-    row = bench.row("ts", f"throughput, {count:,} single-line writes", "ts '%F %H:%M:%.S'", "≥ 8 ×")
-    captured(bench, row, "lines", count, count * LINE, 8.0, f"{need('ts', 'moreutils')} '%F %H:%M:%.S' > a.log", 1)
+@row("lines", "2 M writes of a line", "tee a.log b.log", at_least(1))
+def single_lines(bench: Bench) -> Figures:
+    """A write(2) for each line. tee writes as many logs as the runner, and stamps nothing."""
+    training = bench.training("lines", bench.scaled(2 * MB))
+    peer = bench.pipeline(training, f"{need('tee', 'coreutils')} a.log b.log > /dev/null")
+    return compared(bench, training, peer, "a.log", "b.log")
 
 
-def memory(bench: Bench) -> None:
-    few, many = bench.scaled(10 * MB, LINE), bench.scaled(10 * GB, LINE)
-    row = bench.row(
-        "memory", f"peak memory, {many / MB:,.0f} MB of output", f"itself, {few / MB:,.0f} MB", "≤ 1.1 ×, ≤ 30 MB"
-    )
-    need_linux()
-
-    def peak(size: int) -> float:
-        """Bytes, children included; what the benchmark itself uses counts as the least."""
-        process = bench.start(bench.runner_command([*bench.writer, "bulk", str(size)]))
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        bench.check_size(size, bench.batch() / "run_00000" / "stdout.log")
-        bench.clear()
-        return usage.ru_maxrss * 1024.0
-
-    bench.clear()
-    smallest, largest = statistics.median([peak(few) for _ in range(bench.rounds)]), peak(many)
-    row.runner, row.peer, row.ratio = f"{largest / MB:.1f} MB", f"{smallest / MB:.1f} MB", largest / smallest
-    row.met = row.ratio <= 1.1 and largest <= 30 * MB
-    row.note = "largest: one run"
+@row("losses", "2 M lines with losses, in bulk", "itself without losses", TOLD)
+def lines_with_losses(bench: Bench) -> Figures:
+    """Lines as nanoGPT prints them, and others of the same length in which no loss can be read."""
+    losses, words = (bench.training(mode, bench.scaled(2 * MB)) for mode in ("losses", "words"))
+    return bench.in_turns("MB/s", lambda: captured(bench, losses), lambda: captured(bench, words))
 
 
-def delay(bench: Bench) -> None:
-    count, tee = bench.scaled(2000), need("tee", "coreutils")
-    row = bench.row("delay", f"write to stdout.log, p99 of {count:,} at 200 lines/s", "tee a.log b.log", "≤ 2 ×")
-
-    def p99() -> float:
-        delays = sorted(map(int, (bench.folder / "delays.txt").read_text().split()))
-        if len(delays) < count:
-            raise Skip(f"only {len(delays)} of {count} delays were measured")
-        return delays[int(0.99 * (len(delays) - 1))] / 1e9
-
-    def by_runner() -> float:
-        bench.capture("delays", str(count), "5000", "{dir}/stdout.log", str(bench.folder / "delays.txt"))
-        return p99()
-
-    def by_tee() -> float:
-        bench.pipe(["delays", str(count), "5000", "a.log", "delays.txt"], f"{tee} a.log b.log > /dev/null")
-        return p99()
-
-    mine, theirs = bench.side_by_side(by_runner, by_tee)
-    row.runner, row.peer, row.ratio = show_seconds(mine), show_seconds(theirs), mine / theirs
-    row.met = row.ratio <= 2
+# -------------------------------------------------------------------------------------------- an experiment's cost
 
 
-def cost(bench: Bench) -> None:
+def per_experiment(bench: Bench) -> Figures:
+    """Seconds from the runner's start to its end by the number of experiments, each of them `true`."""
     count = bench.scaled(1000)
-    row = bench.row(
-        "cost", f"per experiment, {count:,} of `true`", "parallel -j1 --joblog J --results D true", "≤ 0.5 ×"
+    words = ["--will-cite", "-j1", "--joblog", "joblog", "--results", "results", "true", ":::"]
+    parallel = [need("parallel", "parallel"), *words, *map(str, range(count))]
+    return bench.in_turns(
+        "s", lambda: bench.run(bench.runner(["true"], count)) / count, lambda: bench.run(parallel) / count
     )
-    parallel = [need("parallel", "parallel"), "--will-cite", "-j1", "--joblog", "jobs.txt", "--results", "results"]
-    names = [f"run_{number:05}" for number in range(count)]
-    bench.configs(count)
-
-    def by_parallel() -> float:
-        return bench.run([*parallel, "true", ":::", *names]) / count
-
-    mine, theirs = bench.side_by_side(lambda: bench.run(bench.runner_command(["true"], count)) / count, by_parallel)
-    row.runner, row.peer, row.ratio = show_seconds(mine), show_seconds(theirs), mine / theirs
-    row.met = row.ratio <= 0.5
 
 
-def growth(bench: Bench) -> None:
-    few, many = bench.scaled(100), bench.scaled(10_000)
-    row = bench.row("growth", f"per experiment, {many:,} of `true`", f"itself, {few:,}", "≤ 1.2 ×")
-    bench.configs(few), bench.configs(many)
-    base = bench.run(bench.runner_command(["true"], 1))
-    works = [lambda count=count: bench.run(bench.runner_command(["true"], count)) / count for count in (many, few)]
-    mine, theirs = bench.side_by_side(*works)
-    row.runner, row.peer, row.ratio = show_seconds(mine), show_seconds(theirs), mine / theirs
-    row.met = row.ratio <= 1.2
-    row.note = f"start and end of a batch of one: {show_seconds(base)}"
+@row("cost-disk", "per experiment, 1,000 of `true`", "parallel -j1", at_most(0.75))
+def per_experiment_on_disk(bench: Bench) -> Figures:
+    if file_system(bench.folder) == "tmpfs":
+        raise Skip("temporary files are on a tmpfs; set TMPDIR")
+    return per_experiment(bench)
 
 
-def start(bench: Bench) -> None:
-    imports = "import argparse, subprocess"
-    row = bench.row("start", "start to first child running, 3 configs", f'python3 -c "{imports}"', "≤ 2 ×")
-    if not bench.in_c:
-        raise Skip("needs a C compiler: a child in Python takes as long to start")
+@row("cost-tmpfs", "per experiment, on a tmpfs", "parallel -j1", at_most(0.6))
+def per_experiment_on_tmpfs(bench: Bench) -> Figures:
+    if not os.access("/dev/shm", os.W_OK):
+        raise Skip("no /dev/shm")
+    with tempfile.TemporaryDirectory(prefix="run_experiments_bench_", dir="/dev/shm") as folder:
+        return per_experiment(dataclasses.replace(bench, folder=Path(folder)))
 
-    def to_first_child() -> float:
-        marks = bench.folder / "marks.txt"
-        command = bench.runner_command([*bench.writer, "started", str(marks)], 3)
-        began = time.monotonic_ns()
+
+@row("growth", "per experiment, 10,000 of `true`", "itself, 100 of them", at_most(1.2))
+def growth(bench: Bench) -> Figures:
+    """Seconds for each experiment of `true` after the first one, in a batch of 10,000 and in one of 100."""
+
+    def each(count: int) -> float:
+        first = bench.run(bench.runner(["true"]))
+        return (bench.run(bench.runner(["true"], count)) - first) / (count - 1)
+
+    return bench.in_turns("s", lambda: each(bench.scaled(10_000)), lambda: each(bench.scaled(100)))
+
+
+def file_system(folder: Path) -> str:
+    """The type of the file system that a directory is on, as the kernel calls it."""
+    place = str(folder.resolve())
+    mounts = [line.split()[1:3] for line in Path("/proc/self/mounts").read_text().splitlines()]
+    around = [(len(point), kind) for point, kind in mounts if f"{place}/".startswith(point.rstrip("/") + "/")]
+    return max(around)[1]
+
+
+# ------------------------------------------------------------------------------------------------ start, delays
+
+
+def first_child(bench: Bench, command: list[str]) -> float:
+    """Seconds from the runner's start until its first training is in its main()."""
+    began = time.monotonic_ns()
+    with bench.running(command):
+        return (bench.wait_for_marks(1)[0][0] - began) / 1e9
+
+
+@row("start", "start to first child running", f'python3 -c "{IMPORTS}"', at_most(2.4))
+def start(bench: Bench) -> Figures:
+    """Three configs; against a Python that imports what any such program must. Five times the rounds: it is short."""
+    often = dataclasses.replace(bench, rounds=5 * bench.rounds)
+    command = bench.runner(bench.training("started"), 3)
+    imports = [sys.executable, "-c", IMPORTS]
+    return often.in_turns("s", lambda: first_child(bench, command), lambda: bench.run(imports))
+
+
+@row("plan", "start to first child, sweep of 10,000", "-", within(2))
+def plan(bench: Bench) -> Figures:
+    """One config, and the product of two settings with 100 values each."""
+    values = ",".join(map(str, range(bench.scaled(100))))
+    command = bench.runner(bench.training("started"), 1, "--sweep", f"seed={values}", "--sweep", f"n_layer={values}")
+    return bench.in_turns("s", lambda: first_child(bench, command))
+
+
+@row("delay", "write to stdout.log, p50", "tee a.log b.log", at_most(3))
+def delay(bench: Bench) -> Figures:
+    """The training writes a line each 5 ms and looks at the log without a pause until the line is there."""
+    count = bench.scaled(2000)
+    ours = bench.runner(bench.training("delays", count, f"{FIRST}/stdout.log"))
+    tee = f"{need('tee', 'coreutils')} a.log b.log > /dev/null"
+    theirs = bench.pipeline(bench.training("delays", count, "a.log"), tee)
+    tails: dict[str, list[float]] = {"runner": [], "tee": []}
+
+    def p50(command: list[str], who: str) -> float:
         bench.run(command)
-        return (int(marks.read_text().split()[0]) - began) / 1e9
+        delays = sorted(line[0] / 1e9 for line in bench.marks())
+        tails[who].append(delays[int(0.99 * (len(delays) - 1))])
+        return statistics.median(delays)
 
-    rounds, bench.rounds = bench.rounds, 5 * bench.rounds  # they are short, and noisy
-    bench.run([sys.executable, "-c", imports])
-    mine, theirs = bench.side_by_side(to_first_child, lambda: bench.run([sys.executable, "-c", imports]))
-    bench.rounds = rounds
-    row.runner, row.peer, row.ratio = show_seconds(mine), show_seconds(theirs), mine / theirs
-    row.met = row.ratio <= 2
-
-
-def idle(bench: Bench) -> None:
-    seconds = max(1.0, 30 * bench.scale)
-    row = bench.row("idle", f"CPU while a training is silent for {seconds:.0f} s, no terminal", "-", "≤ 10 ms")
-    need_linux()
-
-    def cpu(pid: int) -> float:
-        tasks = Path(f"/proc/{pid}/task").glob("*/schedstat")
-        return sum(int(each.read_text().split()[0]) for each in tasks) / 1e9
-
-    def used() -> float:
-        ready = bench.folder / "ready.txt"
-        code = f"echo > {shlex.quote(str(ready))}; exec sleep 1000"
-        process = bench.start([*bench.runner_command(["sh", "-c", code]), "--grace", "0"])
-        try:
-            deadline = time.monotonic() + PATIENCE
-            while not ready.exists() and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(1.0)  # what starting a training leaves to do is not the waiting for it
-            before = cpu(process.pid)
-            time.sleep(seconds)
-            return cpu(process.pid) - before
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-
-    (mine,) = bench.side_by_side(used)
-    row.runner, row.met = show_seconds(mine) if mine else "0 s", mine <= 0.010
+    figures = bench.in_turns("s", lambda: p50(ours, "runner"), lambda: p50(theirs, "tee"))
+    figures.note = "p99: " + ", ".join(f"{who} {show(statistics.median(each), 's')}" for who, each in tails.items())
+    return figures
 
 
-def many(bench: Bench) -> None:
-    count = bench.scaled(10_000)
-    rows = [
-        bench.row("many", f"{option} of {count:,} experiments", "-", "≤ 1 s") for option in ("--status", "--report")
-    ]
-    bench.clear()
-    bench.run(bench.runner_command(["true"], count))
-    folder = str(bench.batch())
-    times: dict[str, list[float]] = {"--status": [], "--report": []}
-    for _ in range(bench.rounds):
-        for option, values in times.items():
-            values.append(bench.run([sys.executable, str(RUNNER), option, folder]))
-    for row, values in zip(rows, times.values()):
-        mine = statistics.median(values)
-        row.runner, row.met = show_seconds(mine), mine <= 1
+# --------------------------------------------------------------------------------------------------- slow syncs
 
 
-def page(bench: Bench) -> None:
-    logs = 4
-    size = bench.scaled(GB) // logs
-    row = bench.row("page", f"--report of {logs * size / MB:,.0f} MB of logs", "-", "≤ 5 s")
-    bench.clear()
-    bench.run(bench.runner_command([*bench.writer, "losses", str(size)], logs))
-    command = [sys.executable, str(RUNNER), "--report", str(bench.batch())]
-    mine = statistics.median([bench.run(command) for _ in range(bench.rounds)])
-    row.runner, row.met = show_seconds(mine), mine <= 5
+def hold(bench: Bench, seconds: float) -> tuple[float, float]:
+    """Seconds: the longest write of a long training, and from the runner's TERM to the last training's signal.
+
+    Three long trainings write all the time, while short ones come and go in a fourth slot: each start and end of
+    these is a sync. A moment after the end of the second one, while its result is synced, the runner gets TERM.
+    """
+    long, short = [1000, 1001, 1002], [1, 2, 3]  # seconds; different ones, so that each is an experiment
+    lives = ",".join(map(str, long + short))
+    options = [*bench.options(bench.training("steady")), "--jobs", "4", "--sweep", f"life={lives}"]
+    with bench.running([sys.executable, "-c", WITH_SLOW_SYNCS, str(seconds), str(RUNNER), *options]) as process:
+        bench.wait_for_marks(2)
+        time.sleep(0.3 * max(0.2, bench.scale))
+        sent = time.monotonic_ns()
+        process.terminate()
+        process.wait()
+    ended = [mark for mark in bench.marks() if mark[0] in long and mark[2]]
+    if len(ended) < len(long):
+        raise RuntimeError(f"{len(ended)} of {len(long)} trainings were stopped by a signal")
+    return max(mark[1] for mark in ended) / 1e9, (max(mark[2] for mark in ended) - sent) / 1e9
 
 
-BENCHMARKS = (bulk, lines, ts, memory, delay, cost, growth, start, idle, many, page)
+def held(bench: Bench, which: int) -> Figures:
+    slow = max(0.2, bench.scale)
+    return bench.in_turns("s", lambda: hold(bench, slow)[which], lambda: hold(bench, 0)[which])
 
 
-# ---------------------------------------------------------------------------------------------- the program
+@row("sync-write", "longest write, each sync takes 1 s", "quick syncs", little_more(0.1))
+def sync_write(bench: Bench) -> Figures:
+    return held(bench, 0)
 
 
-def measure(bench: Bench, which: Callable[[Bench], None]) -> None:
-    """Add the rows of a benchmark; one that can't be measured says why."""
-    first = len(bench.rows)
+@row("sync-stop", "TERM to the last training's signal, the same syncs", "quick syncs", little_more(0.1))
+def sync_stop(bench: Bench) -> Figures:
+    return held(bench, 1)
+
+
+# ---------------------------------------------------------------------------------------- memory, CPU, big batches
+
+
+def peak(bench: Bench, size: int) -> float:
+    """The last VmHWM of the runner's own process, looked at each 5 ms until it ended, in MB (10^6 bytes)."""
+    if shutil.disk_usage(bench.folder).free < 3 * size:
+        raise Skip(f"needs {3 * size / GB:g} GB of disk")
+    kilobytes = 0
+    with bench.running(bench.runner(bench.training("bulk", size))) as process:
+        status = Path(f"/proc/{process.pid}/status")
+        while process.poll() is None:
+            found = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(), re.MULTILINE)
+            kilobytes = int(found[1]) if found else kilobytes
+            time.sleep(0.005)
+    if (bench.folder / FIRST / "stdout.log").stat().st_size < size:
+        raise RuntimeError("stdout.log is not whole")
+    return kilobytes * 1024 / MB
+
+
+@row("memory", "peak memory, 10 GB of output", "itself, 10 MB", flat_memory(29))
+def memory(bench: Bench) -> Figures:
+    few, many = bench.scaled(10 * MB), bench.scaled(10 * GB)
+    return bench.in_turns("MB", lambda: peak(bench, many), lambda: peak(bench, few))
+
+
+@row("idle", "CPU in 30 silent seconds", "-", within(0.01))
+def idle(bench: Bench) -> Figures:
+    """Seconds of CPU of all threads of the runner, counted from a second after the training's start."""
+    ready = bench.folder / "marks"
+    command = bench.runner(["sh", "-c", f"echo 0 > {shlex.quote(str(ready))}; exec sleep 1000"])
+
+    def used(pid: int) -> float:
+        threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
+        return sum(int(each.read_text().split()[0]) for each in threads) / 1e9
+
+    def once() -> float:
+        with bench.running([*command, "--grace", "1"]) as process:
+            bench.wait_for_marks(1)
+            time.sleep(1)
+            before = used(process.pid)
+            time.sleep(max(1, 30 * bench.scale))
+            return used(process.pid) - before
+
+    return bench.in_turns("s", once)
+
+
+def shown(bench: Bench, option: str) -> Figures:
+    """Seconds that `--status` or `--report` takes for the newest batch."""
+    command = [sys.executable, str(RUNNER), option, str((bench.folder / "out" / "latest").resolve(strict=True))]
+    return Figures("s", [bench.run(command) for _ in range(bench.rounds)])
+
+
+@functools.cache
+def large_batch(bench: Bench) -> Bench:
+    """A place of its own, with a batch of 10,000 experiments that have run, kept for all rows that look at one."""
+    kept = dataclasses.replace(bench, folder=bench.folder / "large")
+    kept.folder.mkdir()
+    kept.run(kept.runner(["true"], kept.scaled(10_000)))
+    return kept
+
+
+@row("status", "--status of 10,000 experiments", "-", within(1))
+def status_of_many(bench: Bench) -> Figures:
+    return shown(large_batch(bench), "--status")
+
+
+@row("report", "--report of 10,000 experiments", "-", within(1))
+def report_of_many(bench: Bench) -> Figures:
+    return shown(large_batch(bench), "--report")
+
+
+@row("page", "--report of 1 GB of logs", "-", within(5))
+def page(bench: Bench) -> Figures:
+    """Four experiments, with 250 MB of nanoGPT's lines each."""
+    bench.run(bench.runner(bench.training("losses", bench.scaled(5_200_000)), 4))
+    return shown(bench, "--report")
+
+
+# -------------------------------------------------------------------------------------------------- the program
+
+
+def measured(row: Row, bench: Bench) -> list[str]:
+    """The row's cells; where it can't be measured, why."""
     try:
-        which(bench)
-    except (Skip, OSError) as reason:
-        for row in bench.rows[first:]:
-            row.note = f"skipped: {reason}"
-    bench.clear()
+        return cells(row, row.measure(bench))
+    except (Skip, RuntimeError, OSError) as reason:
+        told = "skipped" if isinstance(reason, Skip) else "FAILED"
+        return [row.name, row.what, "-", row.against, "-", "-", row.goal.text, told, str(reason)]
+    finally:
+        bench.clear()
 
 
-def table(rows: list[Row]) -> list[str]:
-    """The rows as lines, in the form of Markdown."""
-    cells = [["what", "against", "runner", "peer", "ratio", "goal", "met", "note"]]
-    for row in rows:
-        ratio = "" if row.ratio is None else f"{row.ratio:.2f} ×"
-        met = {True: "met", False: "NOT met", None: "-"}[row.met]
-        cells.append([row.what, row.against, row.runner, row.peer, ratio, row.goal, met, row.note])
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return lines
-
-
-def machine() -> dict[str, object]:
-    facts: dict[str, object] = {"cores": os.cpu_count(), "python": sys.version.split()[0], "system": os.uname().release}
-    with contextlib.suppress(OSError):
-        facts["load"] = [round(load, 2) for load in os.getloadavg()]
-    return facts
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n")[0], epilog=f"rows: {', '.join(row.name for row in ROWS)}"
+    )
+    parser.add_argument("rows", nargs="*", metavar="ROW", help="only rows whose names contain this")
+    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements to take the median of (3)")
+    parser.add_argument("--small", action="store_true", help="a hundredth of each size: does the benchmark work?")
+    args = parser.parse_args()
+    args.chosen = [row for row in ROWS if not args.rows or any(word in row.name for word in args.rows)]
+    if args.rounds < 1 or not args.chosen:
+        parser.error("--rounds: more than 0" if args.chosen else "no such row")
+    return args
 
 
 def main() -> int:
-    names = [each.__name__ for each in BENCHMARKS]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--json", action="store_true", help="print the rows as JSON")
-    parser.add_argument("--only", action="append", choices=names, metavar="NAME", help=f"one of {', '.join(names)}")
-    parser.add_argument("--scale", type=float, default=1.0, metavar="F", help="sizes and counts times this (1)")
-    parser.add_argument("--rounds", type=int, default=3, metavar="N", help="measurements to take the median of (3)")
-    args = parser.parse_args()
-    if not args.scale > 0 or args.rounds < 1:
-        parser.error("--scale and --rounds: more than 0")
+    args = parse()
+    compiler = shutil.which("cc")
+    if not compiler or sys.platform != "linux":
+        sys.exit("error: the benchmark needs Linux and a C compiler (cc)")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the files are removed
-    before = machine()
+    load, lines = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory(prefix="run_experiments_bench_") as folder:
-        bench = Bench(Path(folder), args.scale, args.rounds)
-        for each in BENCHMARKS:
-            if not args.only or each.__name__ in args.only:
-                print(f"{each.__name__} …", file=sys.stderr, flush=True)
-                measure(bench, each)
-    after = machine()
-    if args.json:
-        facts = {**before, "load_after": after.get("load"), "scale": args.scale, "rounds": args.rounds}
-        facts["writer"] = "C" if bench.in_c else "Python"
-        print(json.dumps({**facts, "rows": [asdict(row) for row in bench.rows]}, indent=1, ensure_ascii=False))
-    else:
-        print("\n".join(table(bench.rows)))
-        print(f"medians of {args.rounds}; {before}; load after: {after.get('load')}; scale {args.scale:g}")
-    return 0
+        bench = Bench(Path(folder), f"{folder}/benchmark", 0.01 if args.small else 1.0, args.rounds)
+        subprocess.run([compiler, "-O2", "-o", bench.program, str(SOURCE)], check=True)
+        for each in args.chosen:
+            print(f"{each.name} …", file=sys.stderr, flush=True)
+            lines.append(measured(each, bench))
+        facts = f"{os.cpu_count()} cores, files on {file_system(bench.folder)}"
+    print("\n".join(table(lines)))
+    facts += f", Python {sys.version.split()[0]}, load {load:.1f} to {os.getloadavg()[0]:.1f}"
+    print(f"medians of {args.rounds} (lowest to highest); {facts}" + "; SMALL: figures say nothing" * args.small)
+    return 1 if any("FAILED" in line for line in lines) else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,256 @@
+"""What is slow: a disk, a console, a launcher's training, the machine itself. It costs time, and nothing else."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+import unittest
+from pathlib import Path
+
+from tests.faulty import FaultyCase, stat_of
+from tests.support import CHILD_TOOLS, wait_for
+
+PROMPT = CHILD_TOOLS + (
+    "signal.signal(signal.SIGTERM, lambda *_: (open('told', 'w').close(), sys.exit(1)))\nnote_pid()\nprint('ready')\n"
+)  # a training that notes the stop signal
+TICKS = "while not os.path.exists('go'):\n    print('tick')\n    time.sleep(0.05)\n"
+SLOW_WRITE = """
+slow = {}
+
+def take_time(log, *_):
+    path = path_of(log)
+    name = "/".join(path.split("/")[-2:])
+    if path.endswith(".log") and slow.pop(name, None):
+        note("slow")
+        time.sleep(SECONDS)
+
+before("write writev", take_time)
+"""
+
+
+def slow_write(*logs: str, seconds: float) -> str:
+    """A fault: the first write to each of these logs takes so long."""
+    return SLOW_WRITE.replace("{}", repr(dict.fromkeys(logs, True)), 1).replace("SECONDS", str(seconds))
+
+
+class SlowDiskTest(FaultyCase):
+    def test_a_log_write_that_is_slow_while_the_training_ends_loses_no_byte_that_it_printed(self) -> None:
+        code = "import os\nos.write(1, b'first\\n')\nos.write(2, b'first\\n')\n"
+        code += (
+            "while not os.path.exists('slow'): pass\nfor each in 1, 2: os.write(each, b'x\\n' * 20000 + b'last\\n')\n"
+        )
+        names = [f"slow_{stream}" for stream in ("stdout", "stderr", "combined")]
+        for name in names:
+            self.config(name, code)
+        daemon = "if not os.fork():\n    os.setsid()\n    while not os.path.exists('end'): time.sleep(0.01)\n    os._exit(0)\n"
+        self.config("daemon", f"import time\n{code}{daemon}")
+        logs = [f"{name}/{name[5:]}.log" for name in names] + ["daemon/stdout.log"]
+        configs = [f"{name}.py" for name in (*names, "daemon")]
+        self.addCleanup(self.go, "end")
+        runner = self.start_faulty(slow_write(*logs, seconds=3), "--configs", *configs, "--jobs", 4)
+        self.said(runner, 0)
+        self.assertEqual(len((self.dir / "slow").read_bytes()), len(logs), "not all of the writes were slow")
+        whole = b"first\n" + b"x\n" * 20000 + b"last\n"
+        for name in (*names, "daemon"):
+            with self.subTest(name):
+                self.assertEqual(len(self.log(name)), len(whole))
+                self.assertEqual(self.log(name), whole)
+                self.assertEqual(self.log(name, "stderr"), whole)
+                self.assertEqual(self.log(name, "combined").count(b"] x\n"), 40000)
+                self.assertEqual(self.log(name, "combined").count(b"] last\n"), 2)
+                if name != "daemon":
+                    self.assertIs(self.result(name)["log_complete"], True)
+                    self.assertNotRegex(self.master_log(), f" {name}: .*outside")
+
+    def test_a_log_write_that_is_slower_than_the_stall_limit_is_no_stall_of_a_training_that_prints(self) -> None:
+        self.config("a", CHILD_TOOLS + "note_pid()\n" + TICKS)
+        runner = self.start_faulty(slow_write("a/stdout.log", seconds=1.6), "--configs", "a.py", "--stall", 1)
+        wait_for(lambda: self.log("a").count(b"tick") > 35 or runner.poll() is not None, "what was printed meanwhile")
+        self.go("go")
+        self.said(runner, 0)
+        self.assertEqual(self.statuses(), {"a": "completed"})
+
+    def stop_beside(self, faults: str) -> None:
+        """A stop reaches a training, whose log goes on, though the runner is held up by another experiment's file."""
+        self.config("b", PROMPT + TICKS)
+        self.config("a", CHILD_TOOLS + "await_file('b_runs')")
+        self.config("c", CHILD_TOOLS + "note_pid()\nlive_on()")
+        runner = self.start_faulty(faults, "--configs", "b.py", "a.py", "c.py", "--jobs", 2)
+        self.addCleanup(self.go, "open")
+        self.wait_for_line("b", b"ready\n")
+        self.go("b_runs")
+        self.await_file("open_held")
+        seen = len(self.log("b"))
+        wait_for(lambda: len(self.log("b")) > seen, "more of the log of b")
+        runner.send_signal(signal.SIGTERM)
+        self.await_file("told")
+        self.assertFalse((self.dir / "open").exists())
+        self.go("open")
+        self.said(runner, 143)
+        self.assertEqual(self.result("b")["status"], "interrupted")
+        self.assertEqual(self.statuses()["a"], "completed")
+        self.assert_nothing_runs()
+
+    @staticmethod
+    def slow_sync(pattern: str) -> str:
+        fault = f"def sync(file):\n    if re.search({pattern!r}, path_of(file)) and exists('b_runs'): hold('open')\n"
+        return fault + "before('fsync fdatasync', sync)"
+
+    def test_a_stop_reaches_a_training_while_the_sync_of_another_ones_result_goes_on(self) -> None:
+        self.stop_beside(self.slow_sync("/a/.*result.json"))
+
+    def test_a_stop_reaches_a_training_while_the_sync_of_another_ones_metadata_goes_on(self) -> None:
+        self.stop_beside(self.slow_sync("/c/.*metadata.json"))
+
+    def test_a_stop_reaches_a_training_while_the_close_of_another_ones_log_goes_on(self) -> None:
+        fault = "def close(file):\n    if path_of(file).endswith('/a/stdout.log'): hold('open')\n"
+        self.stop_beside(fault + "before('close', close)")
+
+
+class SlowConsoleTest(FaultyCase):
+    def stop_behind_console(self, *args: str) -> None:
+        fault = (
+            "def console(file, *_):\n    if file in (1, 2) and exists('shut') and not exists('open'): hold('open')\n"
+        )
+        self.config("a", PROMPT + TICKS)
+        runner = self.start_faulty(fault + "before('write writev', console)", "--configs", "a.py", *args)
+        self.addCleanup(self.go, "open")
+        self.wait_for_line("a", b"ready\n")
+        self.go("shut")
+        if "--follow" in args:
+            self.await_file("open_held")
+        runner.send_signal(signal.SIGTERM)
+        self.await_file("told")
+        self.assertFalse((self.dir / "open").exists())
+        self.go("open")
+        self.said(runner, 143)
+        self.assertEqual(self.statuses(), {"a": "interrupted"})
+
+    def test_a_stop_reaches_the_training_though_the_console_takes_nothing(self) -> None:
+        self.stop_behind_console()
+
+    def test_a_stop_reaches_the_training_though_the_console_takes_nothing_of_what_is_followed(self) -> None:
+        self.stop_behind_console("--follow")
+
+    def test_what_a_console_that_nobody_reads_has_missed_of_a_training_is_counted_and_said(self) -> None:
+        lines = 100_000
+        self.config("a", f"for number in range({lines}): print(f'{{number:80}}')\nopen('trained', 'w').close()\n")
+        runner = self.start("--configs", "a.py", "--follow")
+        self.await_file("trained")
+        self.wait_for_event("a: completed")
+        out = self.said(runner, 0)
+        self.assertEqual(self.log("a").count(b"\n"), lines)
+        self.assertTrue(re.search(r"(?i)\b[\d,]+ lines?\b.*\b(dropped|left out|missed|lost)", out), out[-1000:])
+
+
+LATE_READERS = """
+late = set()
+
+def read(*_):
+    if exists("resumed") and threading.get_ident() not in late:
+        late.add(threading.get_ident())
+        time.sleep(0.2)
+
+before("read", read)
+"""  # a fault: after a suspension, the runner's loop runs before its readers do
+
+
+class SuspensionTest(FaultyCase):
+    def log_of(self, name: str) -> Path:
+        return self.dir / name / "latest" / name / "stdout.log"
+
+    def test_the_time_in_which_the_runner_or_all_is_suspended_counts_neither_as_stall_nor_for_the_timeout(self) -> None:
+        limits = {"runner": ("--stall", 2), "both": ("--stall", 2), "timeout": ("--timeout", 3.2)}
+        runners: dict[str, subprocess.Popen[str]] = {}
+        for name, limit in limits.items():
+            self.config(name, CHILD_TOOLS + "note_pid()\nprint(os.getpid())\n" + TICKS)
+            runners[name] = self.start_faulty(LATE_READERS, "--configs", f"{name}.py", *limit, "--base_out_dir", name)
+        for name in limits:
+            self.await_growth(name, runners[name], 0)
+        trainings = [int(self.log_of(name).read_text().split("\n")[0]) for name in ("both", "timeout")]
+        stopped = [each.pid for each in runners.values()], trainings
+        for pid in (*stopped[0], *stopped[1]):
+            os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda: all(stat_of(pid)[0] == "T" for pids in stopped for pid in pids), "all to be suspended")
+        time.sleep(3)  # this is the suspension, longer than each limit
+        sizes = {name: self.log_of(name).stat().st_size for name in limits}
+        self.go("resumed")
+        for pids in stopped:
+            for pid in pids:
+                os.kill(pid, signal.SIGCONT)
+            time.sleep(0.4)  # the trainings go on that much later, shorter than each limit
+        for name, runner in runners.items():
+            self.await_growth(name, runner, sizes[name])
+        self.go("go")
+        for name, runner in runners.items():
+            with self.subTest(name):
+                self.assertRegex(self.said(runner, 0), rf" {name}: completed")
+
+    def await_growth(self, name: str, runner: subprocess.Popen[str], size: int) -> None:
+        """Wait for the training to print more, unless its runner ends before."""
+        log = self.log_of(name)
+        wait_for(lambda: log.exists() and log.stat().st_size > size or runner.poll() is not None, f"{name} to print")
+
+
+class SlowEndTest(FaultyCase):
+    def test_a_trainer_below_a_bash_script_that_dies_of_the_stop_signal_has_its_grace_to_save(self) -> None:
+        (self.dir / "launch.sh").write_text('python3 "$@"\n')
+        code = "def save(*_):\n    time.sleep(2.3)\n    open(out_dir + '/ckpt_7.pt', 'w').close()\n    print('saved')\n    sys.exit()\n"
+        self.config(
+            "a", CHILD_TOOLS + code + "signal.signal(signal.SIGTERM, save)\nnote_pid()\nprint('ready')\nlive_on()"
+        )
+        runner = self.start("--configs", "a.py", "--launcher", "bash launch.sh", "--stop_signal", "TERM", "--grace", 60)
+        self.wait_for_line("a", b"ready\n")
+        runner.send_signal(signal.SIGTERM)
+        out = self.said(runner, 143)
+        self.assert_ended(self.pids(1))
+        self.assertTrue((self.batch() / "a" / "ckpt_7.pt").exists(), out)
+        self.assertEqual(self.log("a"), b"ready\nsaved\n")
+        self.assertEqual(self.result("a")["status"], "interrupted")
+        self.assertEqual(os.path.basename(self.result("a")["final_checkpoint"]), "ckpt_7.pt")
+
+    def unkillable(self, *args: object) -> subprocess.Popen[str]:
+        """A batch whose first training, which notes its pid in `stuck`, gets no signal that the runner sends."""
+        faults = """
+run_experiments.GIVE_UP = 0.5
+
+def swallow(call):
+    def send(pid, number):
+        if number and exists("stuck") and str(abs(pid)) == open("stuck").read():
+            return note("swallowed", number)
+        return call(pid, number)
+    return send
+
+os.kill, os.killpg = swallow(os.kill), swallow(os.killpg)
+"""
+        stuck = "note_pid()\nopen('.stuck', 'w').write(str(os.getpid()))\nos.rename('.stuck', 'stuck')\nlive_on()"
+        self.config("stuck", CHILD_TOOLS + stuck)
+        return self.start_faulty(faults, "--configs", "stuck.py", *args, "--grace", 0.2)
+
+    def test_a_training_that_kill_can_not_end_has_failed_and_the_others_go_on_without_its_slot(self) -> None:
+        self.config("b", CHILD_TOOLS + "print('ready')\n" + TICKS)
+        self.config("c")
+        self.config("d")
+        runner = self.unkillable("b.py", "c.py", "d.py", "--devices", "x,y", "--stall", 2)
+        self.wait_for_event("stuck: .*can't be killed")
+        self.go("go")
+        self.said(runner, 1)
+        result = self.result("stuck")
+        self.assertEqual(result["status"], "failed")
+        self.assertRegex(result["error"], rf"can't be killed: pid {self.pids(1)[0]}\b")
+        self.assertEqual(self.statuses(), {"stuck": "failed", "b": "completed", "c": "completed", "d": "completed"})
+        self.assertEqual([self.result(name)["device"] for name in "bcd"], ["y"] * 3)
+
+    def test_a_stop_ends_though_kill_can_not_end_the_training(self) -> None:
+        runner = self.unkillable()
+        self.await_file("stuck")
+        runner.send_signal(signal.SIGINT)
+        self.said(runner, 130)
+        self.assertRegex(self.result("stuck")["error"], "can't be killed")
+
+
+if __name__ == "__main__":
+    unittest.main()
