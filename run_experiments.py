@@ -11,6 +11,11 @@
 
 Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing was started;
 75 another runner holds the batch; 128+N stopped by signal N.
+
+How to read this file: it goes one way, from the words of a command line to what stands on a screen. `main`, at the
+end, makes a plan of experiments, freezes it in the batch's directory, and hands it to `Batch.run`, the one loop that
+decides. Each attempt is a `Process` with a phase; its `Tee`s copy the streams to the logs; `Batch.end_attempt` is where
+every attempt ends, whatever became of it; the `Recorder` writes it down. A section uses only itself and those above it.
 """
 
 from __future__ import annotations
@@ -18,12 +23,14 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import enum
 import errno
 import fcntl
+import fnmatch
 import functools
 import glob
+import hashlib
 import html
-import importlib
 import itertools
 import json
 import math
@@ -36,57 +43,1666 @@ import shlex
 import shutil
 import signal
 import stat
+import statistics
+import struct
 import subprocess
 import sys
+import termios
 import threading
 import time
 import traceback
 import warnings
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from collections import Counter, defaultdict, deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Callable, NoReturn, Optional, TypeVar, Union
+from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, TypeVar, Union
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"
 
-GRACE = 10.0  # seconds between the stop signal and KILL
-KILL_GAP = 0.2  # never KILL sooner after the stop signal: srun needs the time to end its remote task
-TERM_GAP = 1.0  # the same after the TERM that precedes KILL where the stop signal is another: srun forwards INT only
-ECHO = 0.3  # seconds in which the same signal again is no second one: `timeout` sends it to its child and to the group
-LINGER = 2.0  # seconds that the rest of a group gets once its leader has exited
-DRAIN = 2.0  # seconds that the readers get for the end of the streams once the group is gone
-BLOCK = PIPE_SIZE = 1 << 18  # bytes read from a stream at a time; larger ones are no faster, and take memory
-LINE_LIMIT = 1 << 16  # bytes of an unfinished line that are kept back from combined.log
-APPEND = os.O_WRONLY | os.O_APPEND
-MIN_FREE = 100 << 20  # bytes of free disk below which no experiment is launched
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+GRACE = 10.0  # seconds between the stop signal and KILL, unless --grace says otherwise
 LOGS = {name: f"{name}.log" for name in ("stdout", "stderr", "combined")}
-COUNTS = {  # status -> its key in the summary
-    "completed": "completed",
-    "failed": "failed",
-    "error": "errors",
-    "timeout": "timeouts",
-    "interrupted": "interrupted",
-    "pending": "pending",
-    "running": "running",
-}
-NO_GPU = "torch knows no 'gpu': it is called 'cuda'"
-NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
-FAILURES = ("failed", "error", "timeout")
+LINE_LIMIT = 1 << 16  # bytes of an unfinished line that are kept back from combined.log
+BLOCK = 1 << 17  # bytes read at a time from a stream or a log
 SUMMARY = "experiment_summary.json"
-ASIDE = ".set_aside"  # the ending of a checkpoint that is perhaps cut off
+MASTER_LOG = "master_log.txt"
 REPORT = "report.html"
-RELOAD = 10  # seconds after which the page of a running batch reads itself anew
-MAX_CURVES = 100  # drawn in one plot
-RESERVED = ("master_log.txt", SUMMARY, REPORT, "runner.lock")
+LOCK = "runner.lock"
+PLAN = "plan"
+PATCH = "uncommitted.patch"
+METADATA = "experiment_metadata.json"
+RESULT = "experiment_result.json"
+RESERVED = (MASTER_LOG, SUMMARY, REPORT, LOCK, PLAN, PATCH)  # no experiment's name
+# ---------------------------------------------------------------------------------------------------- data
+# What the program speaks of, as plain records: no parsing, no files, no processes.
 
-NUMBER = rb"([-+]?(?:nan|inf|\d+(?:\.\d*)?(?:e[-+]?\d+)?))"
+
+class UsageError(Exception):
+    """A mistake of the user's; its text is the one line that gets printed."""
+
+
+class BatchHeld(Exception):
+    """Another runner has the batch; its text says who."""
+
+
+class Status(str, enum.Enum):
+    """How an experiment stands; the values stand in JSON."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    ERROR = "error"  # the runner could not run it
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"  # the batch was stopped
+
+    __str__ = str.__str__
+
+
+FAILURES = (Status.FAILED, Status.ERROR, Status.TIMEOUT)
+COUNT_KEYS = {  # in this order in the summary and in words
+    Status.COMPLETED: "completed",
+    Status.FAILED: "failed",
+    Status.ERROR: "errors",
+    Status.TIMEOUT: "timeouts",
+    Status.INTERRUPTED: "interrupted",
+    Status.PENDING: "pending",
+    Status.RUNNING: "running",
+}
+
+
+@dataclass
+class Options:
+    """What the command line asks for; the field names are the options' names."""
+
+    configs: list[str] = field(default_factory=list)
+    overrides: dict[str, str] = field(default_factory=dict)
+    sweep: dict[str, list[str]] = field(default_factory=dict)
+    trainer_args: list[str] = field(default_factory=list)
+    train_script: str = "train_run.py"
+    base_out_dir: str = "experiments"
+    launcher: str = ""
+    jobs: int = 1
+    devices: list[str] = field(default_factory=list)
+    timeout: Optional[float] = None  # seconds, as all times
+    stall: Optional[float] = None
+    retries: int = 0
+    max_failures: Optional[int] = None
+    grace: float = GRACE
+    stop_signal: str = "TERM"
+    resume: Optional[str] = None
+    dry_run: bool = False
+    status: Optional[str] = None
+    json: bool = False
+    report: Optional[str] = None
+    follow: bool = False
+    quiet: bool = False
+    command: str = ""  # --command: the template, where it is not the contract of configurator.py
+    continue_with: Optional[str] = None
+    checkpoints: str = "ckpt*.pt"  # relative to the experiment's directory
+    metrics: list[str] = field(default_factory=list)  # regular expressions
+    gpus: Optional[int] = None  # per experiment
+    shard: Optional[str] = None  # I/N
+    again: list[str] = field(default_factory=list)  # patterns of names
+    stop_on_nan: bool = False
+
+
+@dataclass
+class Experiment:
+    """One planned run of the trainer."""
+
+    name: str
+    config: str  # the original file
+    overrides: dict[str, str]  # setting -> text as the user gave it
+    point: dict[str, str] = field(default_factory=dict)  # those of the overrides that a sweep gave
+    arguments: list[str] = field(default_factory=list)  # the overrides in the trainer's form
+    values: dict[str, Any] = field(default_factory=dict)  # the overrides as JSON has them
+    settings: dict[str, Any] = field(default_factory=dict)  # effective: defaults < config < overrides
+    problem: Optional[str] = None  # why it can't be launched
+    source: str = ""  # the file that was read in the place of `config`: a frozen copy
+    launched_config: str = ""  # the path that the trainer gets: the frozen copy, or the original
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Room for one experiment at a time."""
+
+    number: int
+    device: Optional[str] = None
+
+
+@dataclass
+class Metrics:
+    """What a trainer's own lines have said so far."""
+
+    step: Optional[int] = None
+    train_loss: Optional[float] = None
+    val_loss: Optional[float] = None
+    best_val_loss: Optional[float] = None
+    best_step: Optional[int] = None
+    first_step: Optional[int] = None  # of this attempt
+    largest_gap: Optional[int] = None  # between two printed steps
+    diverged_since: Optional[int] = None  # the step since which the last loss, finite before, is nan or inf
+
+
+@dataclass
+class Result:
+    """How an experiment stands; these fields are the keys of experiment_result.json."""
+
+    config_name: str = ""
+    config_path: str = ""
+    experiment_dir: str = ""
+    status: Status = Status.PENDING
+    return_code: Optional[int] = None
+    signal: Optional[str] = None
+    error: Optional[str] = None
+    hint: Optional[str] = None
+    warnings: list[str] = field(default_factory=list)
+    start_time: Optional[str] = None
+    end_time: Optional[str] = None
+    duration_seconds: Optional[float] = None
+    attempts: int = 0
+    final_checkpoint: Optional[str] = None
+    metrics: Metrics = field(default_factory=Metrics)
+    max_rss_bytes: Optional[int] = None
+    cpu_seconds: Optional[float] = None
+    log_files: dict[str, str] = field(default_factory=dict)
+    log_complete: bool = True
+    stderr_tail: str = ""
+    traceback: Optional[str] = None
+    device: Optional[str] = None
+    overrides: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # those in which the batch's experiments differ
+    max_iters: Optional[int] = None
+    attempt_history: list[Any] = field(default_factory=list)
+    total_seconds: Optional[float] = None  # of all attempts
+    diverged: bool = False  # its loss is nan or inf: it would diverge again
+    last_line: str = ""  # of its output, where no step is printed
+
+
+def count_statuses(results: Iterable[Result]) -> dict[str, int]:
+    """How many experiments have each status, by its key in the summary."""
+    times = Counter(each.status for each in results)
+    return {key: times[status] for status, key in COUNT_KEYS.items()}
+# --------------------------------------------------------------------------------------------------- words
+# Values as people read them, and names that are safe: texts in, texts out.
+
+
+def clean(text: str) -> str:
+    """Text of others, safe to show: a config or a trainer can't paint the terminal."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else "?" for each in text)
+
+
+def show_duration(seconds: Optional[float]) -> str:
+    """`5.3s`, `12m5s`, `3h20m`: the two largest units; `-` for what isn't known."""
+    if seconds is None or not math.isfinite(seconds):
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.1f}s".replace(".0s", "s")
+    minutes, left = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (left, "s")]
+    first = next(number for number, (value, _) in enumerate(parts) if value)
+    return "".join(f"{value}{unit}" for value, unit in parts[first : first + 2] if value)
+
+
+def whole_seconds(seconds: Optional[float]) -> str:
+    """A duration without tenths, for what is drawn anew all the time."""
+    known = seconds is not None and math.isfinite(seconds)
+    return show_duration(float(int(seconds or 0)) if known else None)
+
+
+def show_loss(loss: Optional[float], unknown: str = "-") -> str:
+    return unknown if loss is None else f"{float(loss):.4f}"
+
+
+def show_value(value: Any, most: int = 20) -> str:
+    text = clean(str(value))
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def shorten(text: str, most: int) -> str:
+    """A name in so many columns; names of a sweep differ at both ends, so it is the middle that goes."""
+    if len(text) <= most:
+        return text
+    head = most // 2 - 1
+    tail = most - 2 - head
+    return f"{text[:head]}..{text[len(text) - tail :]}"
+
+
+def count_of(number: int, thing: str) -> str:
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def show_counts(counts: Mapping[str, int]) -> str:
+    """`2 completed, 1 error`; of one the summary's key loses its plural."""
+    return ", ".join(f"{number} {key.rstrip('s') if number == 1 else key}" for key, number in counts.items() if number)
+
+
+def natural(text: str) -> list[Any]:
+    """A sort key by which run_2 comes before run_10."""
+    parts = re.split(r"([0-9]+)", text)
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+
+
+def did_you_mean(name: str, candidates: Sequence[str]) -> str:
+    """`; did you mean 'x'?` where something is near, else nothing."""
+    import difflib  # 4 ms that only a mistake costs
+
+    close = difflib.get_close_matches(name, candidates, 3, 0.6)
+    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def shell_word(text: str) -> str:
+    """A word as a shell would take it, with no control character in it."""
+    if text.isprintable():
+        return shlex.quote(text)
+    plain = set(range(32, 127)) - set(b"'\\")
+    data = text.encode(errors="surrogateescape" if is_encodable(text) else "replace")
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data) + "'"
+
+
+def is_encodable(text: str) -> bool:
+    """Whether a text can be a word of a command line; one of a damaged file may not be."""
+    try:
+        text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def shell_line(command: Sequence[str]) -> str:
+    return " ".join(map(shell_word, command))
+
+
+def now_iso() -> str:
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def signal_in(return_code: int) -> int:
+    """The signal that a return code tells of, 0 for none; launchers tell a signal N as exit code 128+N."""
+    if return_code < 0:
+        return -return_code
+    return return_code - 128 if 128 < return_code < 192 else 0
+
+
+def clean_name(text: str) -> str:
+    """A directory name that holds only letters, digits, `.`, `_` and `-`, at most 200 bytes of them."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".-") or "config"
+    if len(name) > 200:
+        name = f"{name[:191]}_{sha256(os.fsencode(text))[:8]}"
+    return name + "_" if name in RESERVED else name
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+# ------------------------------------------------------------------------------------------------- trainer
+# What the training script and the configs set, read with ast and never run, and how a value must be written so that
+# nanoGPT's configurator.py takes it. Knows no batches and no experiments.
+
+
+class Unknown:
+    """Stands for the value of a setting that the source computes, or that another file may set."""
+
+    def __repr__(self) -> str:
+        return "?"
+
+
+UNKNOWN = Unknown()
+WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+BOOLEANS = {"true": "True", "false": "False"}
+JSON_WORDS = {**BOOLEANS, "null": "None"}
+JSON_WORD = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(true|false|null)\b""")  # what is quoted, or a word
+USUAL: dict[str, Any] = {  # settings with an option of their own: an example of their type, where the trainer has none
+    "batch_size": 8,
+    "wandb_project": "",
+    "wandb_enabled": False,
+    "wandb_log": False,  # what the trainer calls it, and no option
+    "device": "",
+    "compile": False,
+    "max_iters": 1000,
+    "learning_rate": 1e-3,
+}
+OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+}
+NAMESPACES = ("globals()", "locals()", "vars()")  # at the top level these hold the settings themselves
+OPAQUE_CALLS = ("exec", "globals().update", "locals().update", "vars().update")
+LIKE_ENOUGH = 0.85  # of 1: `learning_rat` is near learning_rate, a helper such as `min_iters` isn't near max_iters
+HARMLESS = {(int, float), (int, bool), (list, tuple), (tuple, list)}  # (a config's type, the default's)
+
+
+@dataclass
+class Reading:
+    """What reading a config, or any other source, tells."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    strict: bool = False  # it execs configurator.py itself
+    opaque: bool = False  # it may set any name: what isn't assigned after that is UNKNOWN
+    uses_file: bool = False  # it mentions __file__, so it matters where it lies
+    source: bytes = b""
+    imported: set[str] = field(default_factory=set)  # those of the settings that only an import binds
+    reads: set[str] = field(default_factory=set)  # names that it uses
+    bare: bool = False  # nothing but comments and expressions in it, as in a config that leaves all as it is
+    problem: Optional[str] = None  # why it can't be used
+
+
+@dataclass
+class Script:
+    """What reading the training script tells."""
+
+    path: str
+    settings: dict[str, Any] = field(default_factory=dict)
+    strict: bool = False  # it uses nanoGPT's configurator.py
+    opaque: bool = False  # it may have more settings than are known
+    uses_file: bool = False  # it or its configurator.py mentions __file__, beyond finding configurator.py
+    imported: set[str] = field(default_factory=set)  # names that an import binds: the configurator takes them too
+    free: bool = False  # --command: any key and value reaches it as written
+
+
+class SourceReader(ast.NodeVisitor):
+    """Collects the names that statements set, in order. What functions and classes set are no settings."""
+
+    def __init__(self) -> None:
+        self.found = Reading()
+
+    def read(self, statement: ast.stmt) -> None:
+        """Take in a top-level statement; what it sets is UNKNOWN, unless it assigns literals."""
+        try:
+            self.visit(statement)
+        except RecursionError:  # nested too deeply to tell
+            self.lose_all()
+        if isinstance(statement, ast.AnnAssign) and statement.value:
+            self.assign(statement.target, read_literal(statement.value))
+        if isinstance(statement, ast.Assign):
+            for target in statement.targets:
+                self.assign(target, read_literal(statement.value))
+
+    def assign(self, target: ast.expr, value: Any) -> None:
+        if isinstance(target, ast.Name):
+            self.found.settings[target.id] = value
+        elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (tuple, list)):
+            fits = len(target.elts) == len(value)  # with a starred name it may not
+            for each, one in zip(target.elts, value if fits else ()):
+                self.assign(each, one)
+
+    def lose_all(self) -> None:
+        self.found.opaque = True
+        self.found.settings = dict.fromkeys(self.found.settings, UNKNOWN)
+
+    def pass_over(self, node: ast.AST) -> None:
+        pass
+
+    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_comprehension = pass_over
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value:  # else it only tells a type
+            self.generic_visit(node)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        # A list that is read may be changed in place, by `stages.append(...)` or through another name for it.
+        may_change = isinstance(self.found.settings.get(node.id), (list, dict, set))
+        is_read = isinstance(node.ctx, ast.Load)
+        if is_read:
+            self.found.reads.add(node.id)
+        if may_change or not is_read:
+            self.found.settings[node.id] = UNKNOWN
+            self.found.imported.discard(node.id)
+
+    def visit_alias(self, node: ast.alias) -> None:
+        name = node.asname or node.name.partition(".")[0]
+        if name == "*":
+            self.lose_all()
+            return
+        if name not in self.found.settings:
+            self.found.imported.add(name)
+        self.found.settings[name] = UNKNOWN
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) in OPAQUE_CALLS:
+            self.lose_all()
+        self.generic_visit(node)
+
+    def visit_Subscript(self, node: ast.Subscript) -> None:
+        if not isinstance(node.ctx, ast.Load) and ast.unparse(node.value) in NAMESPACES:
+            self.lose_all()
+        self.generic_visit(node)
+
+
+def read_literal(node: ast.expr) -> Any:
+    """The value of a literal or of plain arithmetic on numbers (`5 * 8`), else UNKNOWN."""
+    try:
+        value = fold(node)
+        repr(value)  # raises ValueError for a number of thousands of digits
+    except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
+        return UNKNOWN
+    return value
+
+
+def fold(node: ast.expr) -> Any:
+    if not isinstance(node, ast.BinOp):
+        return ast.literal_eval(node)
+    work = OPERATORS[type(node.op)]
+    left = fold(node.left)
+    right = fold(node.right)
+    if max(abs(left), abs(right)) > 1e100:  # abs raises TypeError for what is no number
+        raise ValueError("not plain arithmetic")
+    return work(left, right)
+
+
+def uses_configurator(statement: ast.stmt) -> bool:
+    nodes = list(ast.walk(statement))  # ast.dump would be shorter, and fails for deep nesting
+    names_it = any(isinstance(node, ast.Constant) and str(node.value).endswith("configurator.py") for node in nodes)
+    return names_it and any(isinstance(node, ast.Call) for node in nodes)
+
+
+def read_source(path: str) -> bytes:
+    """Raises OSError where the file can't be read, ValueError where it is none."""
+    if not os.path.isfile(path):
+        os.stat(path)  # raises for what isn't there
+        raise ValueError(f"{path}: not a regular file")
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def read_code(path: str, source: bytes) -> Reading:
+    """What a source sets before it execs configurator.py; raises ValueError with place and text if it doesn't parse."""
+    try:
+        return read_statements(ast.parse(source).body, source)
+    except SyntaxError as error:
+        line = f", line {error.lineno}" if error.lineno else ""
+        text = f": {error.text.strip()}" if error.text else ""
+        raise ValueError(f"{path}{line}: {error.msg}{text}") from None
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ValueError(f"{path}: not Python: {error or type(error).__name__}") from None
+
+
+def read_statements(body: Sequence[ast.stmt], source: bytes) -> Reading:
+    reader = SourceReader()
+    lines = source.splitlines()
+    for statement in body:
+        if uses_configurator(statement):
+            # A script may use __file__ to find configurator.py: that has nothing to do with where a config lies.
+            del lines[statement.lineno - 1 : statement.end_lineno]
+            reader.found.strict = True
+            break
+        reader.read(statement)
+    reader.found.source = source
+    reader.found.uses_file = any(b"__file__" in line for line in lines)
+    reader.found.bare = all(isinstance(each, ast.Expr) for each in body)
+    return reader.found
+
+
+def own_settings(found: Reading) -> dict[str, Any]:
+    return {key: value for key, value in found.settings.items() if key not in found.imported}
+
+
+def read_settings(path: str) -> tuple[dict[str, Any], bool]:
+    """The top-level assignments that stand before configurator.py is exec'd, and whether it is.
+
+    Raises OSError where the file can't be read, ValueError where it doesn't parse."""
+    found = read_code(path, read_source(path))
+    return own_settings(found), found.strict
+
+
+def default_script() -> str:
+    """The training script where none is named."""
+    usual = Options().train_script
+    return "train.py" if os.path.isfile("train.py") and not os.path.exists(usual) else usual
+
+
+def read_script(path: str, launcher: str) -> Script:
+    """Raises UsageError where there is no training script that could run."""
+    if not os.path.isfile(path):
+        raise UsageError(f"training script not found: {path}; name it with --train_script")
+    try:
+        found = read_code(path, read_source(path))
+    except OSError as error:
+        raise UsageError(f"training script can't be read: {path}: {error.strerror}") from None
+    except ValueError as error:
+        if launcher:  # what stands there need not be Python, or not this Python
+            return Script(path)
+        raise UsageError(f"training script doesn't parse: {error}") from None
+    uses_file = found.uses_file or (found.strict and configurator_uses_file(path))
+    return Script(path, own_settings(found), found.strict, found.opaque, uses_file, found.imported)
+
+
+def configurator_uses_file(script: str) -> bool:
+    places = (os.path.dirname(script), "")  # beside it, or in the working directory
+    for folder in places:
+        with contextlib.suppress(OSError, ValueError):
+            if b"__file__" in read_source(os.path.join(folder, "configurator.py")):
+                return True
+    return False
+
+
+def read_trainer(options: Options) -> Script:
+    """The training script that the options name, or what stands for it with --command."""
+    return Script("", free=True) if options.command else read_script(options.train_script, options.launcher)
+
+
+def read_config(path: str, script: Script) -> Reading:
+    """Never raises: `problem` says why it can't be used. What no configurator execs need not be Python."""
+    try:
+        source = read_source(path)
+    except (OSError, ValueError) as error:
+        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        return Reading(problem=reason)
+    unparsed = Reading(source=source, uses_file=b"__file__" in source)
+    if not script.strict and not path.endswith(".py"):
+        return unparsed
+    try:
+        return read_code(path, source)
+    except ValueError as error:
+        return unparsed if script.free else replace(unparsed, problem=str(error))
+
+
+def same_code(a: bytes, b: bytes) -> bool:
+    """Whether two Python sources are the same program: comments and layout don't count."""
+    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.dump(ast.parse(a)) == ast.dump(ast.parse(b))
+    return a == b
+
+
+def effective_settings(script: Script, config: Reading) -> dict[str, Any]:
+    """The script's defaults below what the config sets."""
+    settings = dict.fromkeys(script.settings, UNKNOWN) if config.opaque else dict(script.settings)
+    helpers = config.imported - settings.keys()
+    settings.update((key, value) for key, value in config.settings.items() if key not in helpers)
+    return settings
+
+
+def nearest(name: str, candidates: Iterable[str], least: float = 0.6) -> list[str]:
+    """Up to three candidates that are spelled alike, the nearest first; `least` is their likeness, of 1."""
+    import difflib  # 4 ms that only a mistake costs
+
+    return difflib.get_close_matches(name, list(candidates), 3, least)
+
+
+def config_warnings(config: Reading, script: Script) -> list[str]:
+    """What a config sets that is probably a mistake: a name near to a setting's, a value of another type."""
+    lines = []
+    strangers = own_settings(config).keys() - script.settings.keys() - script.imported
+    for key, value in config.settings.items():
+        if key in script.settings:
+            lines += type_warning(key, value, script.settings[key])
+        elif key in strangers and not script.opaque:
+            lines += name_warning(key, config, script)
+    return lines
+
+
+def type_warning(key: str, value: Any, default: Any) -> list[str]:
+    kind, wanted = type(value), type(default)
+    is_untold = {kind, wanted} & {Unknown, type(None)}
+    if kind is wanted or is_untold or (kind, wanted) in HARMLESS:
+        return []
+    told = f"config sets {key} to {show_value(repr(value))}, of type {kind.__name__}"
+    return [f"{told}; the trainer's default {show_value(repr(default))} is of type {wanted.__name__}"]
+
+
+def name_warning(key: str, config: Reading, script: Script) -> list[str]:
+    close = nearest(key, script.settings, LIKE_ENOUGH)
+    if not close or key in config.reads:  # a name that it reads again is a variable of its own
+        return []
+    return [f"config sets {key!r}, which {script.path} doesn't have; did you mean {close[0]!r}?"]
+
+
+@functools.lru_cache(maxsize=4096)
+def read_as_configurator(text: str) -> Any:
+    """What the trainer's configurator makes of a text; raises what it would die of."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def trainer_form(text: str, default: Any, strict: bool) -> str:
+    """Write a value so that the trainer's configurator finds the type of `default` in it.
+
+    Raises ValueError with what was wanted where the text can't be read as that type."""
+    write = FORMS.get(type(default))
+    return write(text, strict) if write else literal_form(text, type(default), strict)
+
+
+def bool_form(text: str, _strict: bool) -> str:
+    word = text.strip().lower()
+    if word not in WORDS:
+        raise ValueError("true or false")
+    return str(WORDS[word])
+
+
+def int_form(text: str, _strict: bool) -> str:
+    number = read_number(text)
+    if number % 1 != 0:  # as it is not for nan and inf either
+        raise ValueError("a whole number")
+    return str(int(number))
+
+
+def float_form(text: str, _strict: bool) -> str:
+    number = float(read_number(text))
+    if math.isnan(number):
+        raise ValueError("a number")
+    return repr(number).replace("inf", "1e999")  # the configurator reads a bare inf as a text
+
+
+def text_form(text: str, strict: bool) -> str:
+    value = read_or(text, None)
+    if not isinstance(value, str):
+        return quoted(text)
+    return one_equals_sign(text, value) if strict else text
+
+
+def unknown_form(text: str, strict: bool) -> str:
+    """For a default that isn't known: what looks like a number or a list stays one, true and false become Python's."""
+    if not strict:
+        return text
+    literal = BOOLEANS.get(text.strip().lower(), python_words(text))
+    value = read_or(literal, UNKNOWN)
+    return quoted(text) if value is UNKNOWN else one_equals_sign(literal, value)
+
+
+def literal_form(text: str, kind: type, strict: bool) -> str:
+    """For a list, a tuple, a dict or None."""
+    literal = python_words(text)
+    value = read_or(literal, UNKNOWN)
+    if type(value) is not kind:
+        raise ValueError(f"a {kind.__name__}")
+    return one_equals_sign(literal, value) if strict else text
+
+
+def one_equals_sign(literal: str, value: Any) -> str:
+    """A literal in which no `=` stands: the configurator splits on every one."""
+    return quoted(value) if "=" in literal else literal
+
+
+FORMS: dict[type, Callable[[str, bool], str]] = {
+    bool: bool_form,
+    int: int_form,
+    float: float_form,
+    str: text_form,
+    Unknown: unknown_form,
+}
+
+
+def read_or(text: str, otherwise: Any) -> Any:
+    """What the configurator makes of a text, or `otherwise` where it would die of it."""
+    try:
+        return read_as_configurator(text)
+    except Exception:
+        return otherwise
+
+
+def python_words(text: str) -> str:
+    """JSON's true, false and null in a list or dict as Python's; any other text as it is."""
+    if not text.lstrip().startswith(("[", "{", "(")):
+        return text
+    words = JSON_WORD.sub(lambda match: match[1] or JSON_WORDS[match[2]], text)
+    return text if isinstance(read_or(words, ""), str) else words
+
+
+def quoted(value: Any) -> str:
+    return repr(value).replace("=", "\\x3d")
+
+
+def read_number(text: str) -> Union[int, float]:
+    """The number in a text, nan where there is none."""
+    for read in (int, float, ast.literal_eval):
+        with contextlib.suppress(Exception):
+            value = read(text)
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return value if abs(value) < 10**300 else float(value)
+    return math.nan
+
+
+def plain_value(form: str, strict: bool, default: Any = "") -> Any:
+    """What a value in the trainer's form means, for JSON and tables; as a text it gives the same form again."""
+    value = read_or(form, form)
+    with contextlib.suppress(ValueError):  # not of the default's type, or a number of thousands of digits
+        if isinstance(value, str):
+            return value if trainer_form(value, default, strict) == form else form
+        if isinstance(value, (bool, int, float)) and repr(value) == form:
+            return value
+    return form
+# ---------------------------------------------------------------------------------------------------- plan
+# Which experiments there are, under which names, and the command of each. Lists configs; knows no batch's directory and
+# no processes.
+
+ALIASES = {  # what people call settings elsewhere
+    "lr": "learning_rate",
+    "bs": "batch_size",
+    "wd": "weight_decay",
+    "iters": "max_iters",
+    "steps": "max_iters",
+    "max_steps": "max_iters",
+    "epochs": "max_iters",
+    "num_layers": "n_layer",
+    "num_heads": "n_head",
+    "seq_len": "block_size",
+    "context_length": "block_size",
+    "wandb": "wandb_log",
+}
+NO_SEED = "its seed is probably a number in its code (nanoGPT: torch.manual_seed(1337 + seed_offset)); "
+NO_SEED += "write seed = 1337 above the line that execs configurator.py, and use it there"
+NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
+NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
+INVENTED = ("out_dir", "wandb_run_name")  # settings that differ by the runner's own doing
+BRACES = re.compile(r"\{\{|\}\}|\{([\w:]*)\}|[{}]")
+OVERRIDES = ("overrides", "overrides:hydra")  # names in a --command that stand for several words
+QUOTES = re.compile(r"""'[^']*'|"[^"]*\"""")
+
+
+def expand_configs(
+    patterns: Sequence[str],
+    script: Union[Script, str],
+    say: Callable[[str], None],
+    read: Optional[Callable[[str], Reading]] = None,
+) -> list[str]:
+    """The config files that files and glob patterns name, in their order, each once; `say` gets what is left out.
+
+    `read` reads a config in place of read_config, for one who will need it again."""
+    trainer = Script(script) if isinstance(script, str) else script
+    read_one = read or functools.partial(read_config, script=trainer)
+    names = {pattern for pattern in patterns if os.path.lexists(pattern)}
+    configs: dict[str, str] = {}  # by the file that it really is
+    matches = [(path, pattern in names) for pattern in patterns for path in matches_of(pattern)]
+    for path, is_meant in matches:
+        reason = why_no_config(path, trainer, configs)
+        # A name that stands alone is meant; of an unquoted *.py the shell has made many.
+        if not reason and len(matches) > 1:
+            reason = why_not_meant(path, read_one, trainer, is_meant)
+        if reason:
+            say(f"left out, {reason}: {path}")
+        else:
+            configs[os.path.realpath(path)] = path
+    if not configs:
+        raise UsageError(f"no config is left of: {' '.join(patterns)}; name config files with --configs")
+    return [usable_path(path, trainer) for path in configs.values()]
+
+
+def matches_of(pattern: str) -> list[str]:
+    """The paths that a pattern stands for; a name that looks like a pattern is itself where it exists."""
+    if os.path.lexists(pattern):
+        if os.path.isdir(pattern):
+            files = os.path.join(pattern, "*.py")
+            raise UsageError(f'config is a directory: {pattern}; name its files: "{files}"')
+        return [pattern]
+    matches = sorted(glob.glob(pattern, recursive=True), key=natural)
+    if not matches:
+        raise UsageError(f"no config matches: {pattern}{near_misses(pattern)}")
+    return matches
+
+
+def why_no_config(path: str, trainer: Script, configs: Mapping[str, str]) -> str:
+    """Why a path is left out whatever it holds, or nothing; `configs` are those that are taken, by their real path."""
+    real = os.path.realpath(path)
+    if real in configs:
+        return f"the same as {configs[real]}"
+    programs = (os.path.realpath(__file__), os.path.realpath(trainer.path))
+    is_program = real in programs or os.path.basename(path) == "configurator.py"
+    return "not a config" if is_program or os.path.isdir(path) else ""
+
+
+def why_not_meant(path: str, read: Callable[[str], Reading], trainer: Script, is_named: bool) -> str:
+    """Why a match of a pattern is left out by what it holds: nanoGPT's root has bench.py, sample.py, model.py."""
+    if not path.endswith(".py"):
+        return ""
+    config = read(path)
+    if config.strict:
+        return "a script that uses configurator.py itself"
+    if is_named:
+        return ""
+    is_baseline = config.bare and os.path.basename(path) != "__init__.py"
+    sets_some = config.settings.keys() & trainer.settings.keys()
+    untold = (config.problem, config.opaque, trainer.opaque, not trainer.strict)  # it may set what isn't seen
+    if sets_some or is_baseline or any(untold):
+        return ""
+    return f"sets no setting of {trainer.path}"
+
+
+def usable_path(path: str, trainer: Script) -> str:
+    if "=" in path and not trainer.free:
+        raise UsageError(f"config path holds '=': {path}; the trainer would take it for an override, rename it")
+    return os.path.join(".", path) if path.startswith("-") else path
+
+
+def near_misses(pattern: str) -> str:
+    """What is spelled like the first part of a pattern that isn't there."""
+    parts = pattern.split(os.sep)
+    last = len(parts) - 1
+    place = 0
+    while place < last and os.path.isdir(os.sep.join(parts[: place + 1]) or os.sep):
+        place += 1
+    folder = os.sep.join([*parts[:place], ""])
+    close = [folder + os.sep.join([name, *parts[place + 1 :]]) for name in nearest(parts[place], listing(folder))]
+    if close:
+        return f"; did you mean {' or '.join(map(repr, close))}?"
+    is_untold = place == last or glob.has_magic(parts[place])
+    return "" if is_untold else f"; {folder}{parts[place]}: {os.strerror(errno.ENOENT)}"
+
+
+def listing(folder: str) -> list[str]:
+    try:
+        return os.listdir(folder or ".")
+    except OSError:
+        return []
+
+
+def suggestion(key: str, settings: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for an unknown key: one of the options, or of the trainer's settings."""
+    options = vars(Options()).keys() - {"overrides", "trainer_args"}
+    known = [*sorted(options), *settings]
+    plain = key.replace("-", "_")
+    meant = plain if plain in known else ALIASES.get(plain)
+    return f"; did you mean {meant!r}?" if meant in known else did_you_mean(plain, known)
+
+
+# Sweeps
+
+
+def parse_sweep(text: str) -> tuple[str, list[str]]:
+    """The key and the values of KEY=V1,V2 or of K1,K2=V1:W1,V2:W2; raises ValueError."""
+    key, _, listed = text.partition("=")
+    values = split_values(listed)
+    names = key.split(",")
+    if "" in values or not all(re.fullmatch(r"[^\W\d][\w.-]*", name) for name in names):
+        raise ValueError(f"not of the form KEY=V1,V2,...: {text}")
+    return key, values
+
+
+def split_values(text: str) -> list[str]:
+    """The values of a sweep: split at commas, those within brackets or quotes excepted."""
+    return [unquoted(value) for value in split_outside(text, ",")]
+
+
+def unquoted(text: str) -> str:
+    return str(read_as_configurator(text)) if text.startswith(("'", '"')) else text
+
+
+def split_outside(text: str, mark: str) -> list[str]:
+    """Split at a mark that stands outside brackets and quotes."""
+    parts: list[str] = []
+    for piece in text.split(mark):
+        if parts and is_open(parts[-1]):
+            parts[-1] += mark + piece
+        else:
+            parts.append(piece)
+    return text.split(mark) if is_open(parts[-1]) else parts  # if open to the end, they were no brackets or quotes
+
+
+def is_open(text: str) -> bool:
+    """Whether a bracket or a quote in a text waits for its other half."""
+    bare = QUOTES.sub("", text)
+    opened = len(re.findall(r"[(\[{]", bare))
+    closed = len(re.findall(r"[)\]}]", bare))
+    return opened != closed or "'" in bare or '"' in bare
+
+
+def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
+    """The product of all sweeps, the last one fastest; one empty point without any."""
+    keys = ",".join(sweep).split(",")
+    twice = Counter(keys) - Counter(set(keys))
+    if twice:
+        raise UsageError(f"--sweep: {next(iter(twice))} given twice; name each setting once")
+    axes = [[pair_values(key, value) for value in values] for key, values in sweep.items()]
+    for parts in itertools.product(*axes):
+        yield dict(zip(keys, itertools.chain.from_iterable(parts)))
+
+
+def pair_values(joined: str, text: str) -> list[str]:
+    """The values that settings swept together have at one point; raises UsageError for too few or too many."""
+    count = joined.count(",") + 1
+    if count == 1:
+        return [text]
+    values = [unquoted(part) for part in split_outside(text, ":")]
+    if len(values) != count or "" in values:
+        raise UsageError(f"--sweep {joined}: {text!r} holds {len(values)} values for {count} settings; quote a ':'")
+    return values
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """I and N of I/N, the first I being 1; raises ValueError."""
+    match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"not of the form I/N with I from 1 to N: {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def shard(experiments: Sequence[Experiment], part: str) -> list[Experiment]:
+    """Every N-th experiment, beginning with the I-th."""
+    first, count = parse_shard(part)
+    return list(experiments[first - 1 :: count])
+
+
+def plan_digest(experiments: Iterable[Experiment]) -> str:
+    """The same for the same plan, so that shards of different plans can be told."""
+    lines = [json.dumps([each.name, each.config, each.overrides]) for each in experiments]
+    return sha256("\n".join(lines).encode())
+
+
+# Names
+
+
+def config_names(paths: Sequence[str]) -> list[str]:
+    """A telling name per config: its stem, with as many of its directories as it takes to tell it from others."""
+    parts = [os.path.splitext(path)[0].split(os.sep) for path in paths]
+    depths = [1] * len(paths)
+    while True:
+        names = [clean_name("__".join(part[-depth:])) for part, depth in zip(parts, depths)]
+        times = Counter(name.casefold() for name in names)
+        shared = [times[name.casefold()] > 1 for name in names]
+        wanted = [min(depth + more, len(part)) for part, depth, more in zip(parts, depths, shared)]
+        if wanted == depths:
+            return names
+        depths = wanted
+
+
+def unique(names: Sequence[str]) -> list[str]:
+    """The same names, the second of two equal ones numbered (also equal where case doesn't count)."""
+    taken: set[str] = set()
+    last: dict[str, int] = {}  # the number that a name has got last
+    done = []
+    for name in names:
+        candidate = name
+        while candidate.casefold() in taken:
+            last[name] = last.get(name, 1) + 1
+            ending = f"_{last[name]}"
+            candidate = name[: 200 - len(ending)] + ending
+        taken.add(candidate.casefold())
+        done.append(candidate)
+    return done
+
+
+# Experiments
+
+
+@dataclass
+class KnownConfig:
+    """A config as the planner has read it."""
+
+    reading: Reading
+    settings: dict[str, Any]  # over the trainer's defaults
+    is_complete: bool  # no other setting can be there
+    warnings: Optional[list[str]] = None  # once asked for
+
+
+class Planner:
+    """Turns configs and overrides into experiments, by what the trainer and the configs set themselves."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        has_own = "wandb_enabled" in script.settings and "wandb_log" not in script.settings
+        self.renamed = {} if script.free or has_own else {"wandb_enabled": "wandb_log"}
+        self.configs: dict[str, KnownConfig] = {}
+        self.forms: dict[tuple[str, str, type], tuple[str, Any]] = {}
+
+    def plan(self, options: Options, configs: Sequence[str]) -> list[Experiment]:
+        """Every config at every point of the sweep, in that order; raises UsageError, as `experiment` does."""
+        self.check_sweep(options.sweep)
+        points = list(sweep_points(options.sweep))
+        endings = [self.ending(point) for point in points]
+        stems = config_names(configs) or ["run"]
+        names = unique([clean_name("".join(parts)) for parts in itertools.product(stems, endings)])
+        experiments = []
+        for name, (config, point) in zip(names, itertools.product(configs or [""], points)):
+            overrides = {**options.overrides, **point}
+            if point and "wandb_run_name" in self.script.settings:
+                overrides.setdefault("wandb_run_name", name)
+            experiments.append(self.experiment(name, config, overrides, point))
+        return experiments
+
+    def check_sweep(self, sweep: Mapping[str, Sequence[str]]) -> None:
+        for joined, values in sweep.items():
+            for key in joined.split(","):
+                if not self.is_name(key):
+                    text = f"{joined}={','.join(values)}"
+                    raise UsageError(f"--sweep {text}: no setting's name: {key}{suggestion(key, self.script.settings)}")
+
+    def ending(self, point: Mapping[str, str]) -> str:
+        """What a point of a sweep adds to a config's name."""
+        return "".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items())
+
+    def is_name(self, key: str) -> bool:
+        return self.script.free or key.isidentifier()
+
+    def setting(self, key: str) -> str:
+        """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
+        return ",".join(self.renamed.get(each, each) for each in key.split(","))
+
+    def plain(self, key: str, text: str) -> Any:
+        """A value as the trainer will read it; what doesn't fit is told by `experiment`."""
+        default = self.script.settings.get(self.setting(key), USUAL.get(key, UNKNOWN))
+        with contextlib.suppress(ValueError):
+            return self.written(key, text, default)[1]
+        return text
+
+    def read(self, path: str) -> Reading:
+        """A config as it was when it was read first; nothing is read where a --command needs no config."""
+        return self.known(path).reading
+
+    def known(self, path: str) -> KnownConfig:
+        if path not in self.configs:
+            reading = read_config(path, self.script) if path else Reading()
+            untold = (not self.script.strict, self.script.opaque, reading.opaque, reading.problem)
+            self.configs[path] = KnownConfig(reading, effective_settings(self.script, reading), not any(untold))
+        return self.configs[path]
+
+    def forget(self, path: str) -> None:
+        """Have a config read anew when it is asked for next."""
+        self.configs.pop(path, None)
+
+    def experiment(
+        self,
+        name: str,
+        config: str,
+        overrides: Mapping[str, str],
+        point: Optional[Mapping[str, str]] = None,
+        source: str = "",
+    ) -> Experiment:
+        """An experiment of a config, read from `source` where there is one: the config's frozen copy.
+
+        Raises UsageError for an override that the trainer would die of."""
+        known = self.known(source or config)
+        made = Experiment(name, config, {self.setting(key): text for key, text in overrides.items()})
+        made.source = source
+        made.point = {self.setting(key): text for key, text in (point or {}).items()}
+        made.settings = dict(known.settings)
+        if known.reading.problem:
+            made.problem = f"config can't be used: {known.reading.problem}"
+        for key, text in made.overrides.items():
+            self.check_key(key, made, known.is_complete)
+            try:
+                form, value = self.written(key, text, made.settings.get(key, UNKNOWN))
+            except ValueError as wanted:
+                raise UsageError(f"value of --{key}: {text!r}; {config} wants {wanted}") from None
+            made.arguments.append(f"--{key}={form}")
+            made.settings[key] = made.values[key] = value
+        return made
+
+    def check_key(self, key: str, made: Experiment, is_complete: bool) -> None:
+        """Raises UsageError for a key that the trainer doesn't know."""
+        if not self.is_name(key):
+            raise UsageError(f"no setting's name: {key}{suggestion(key, made.settings)}")
+        if not is_complete or key in made.settings or key in self.script.imported:
+            return
+        remedy = f"; {NO_SEED}" if key == "seed" else suggestion(key, made.settings)
+        raise UsageError(f"unknown setting '{key}' of {self.script.path} with {made.config}{remedy}")
+
+    def written(self, key: str, text: str, default: Any) -> tuple[str, Any]:
+        """A value in the trainer's form, and what it means; raises ValueError with what was wanted."""
+        index = (key, text, type(default))  # of a default only its type counts
+        if index not in self.forms:
+            self.forms[index] = self.write(key, text, default)
+        return self.forms[index]
+
+    def write(self, key: str, text: str, default: Any) -> tuple[str, Any]:
+        if self.script.free:
+            return text, plain_value(text, False, UNKNOWN)
+        example = self.example(key, text) if default is UNKNOWN else default
+        form = trainer_form(text, example, self.script.strict)
+        return form, plain_value(form, self.script.strict, example)
+
+    def example(self, key: str, text: str) -> Any:
+        """What stands for a default that isn't known: a config hardly ever changes the type of the script's."""
+        own = self.script.settings.get(key, UNKNOWN)
+        with contextlib.suppress(ValueError):
+            trainer_form(text, own, self.script.strict)
+            return USUAL.get(key, UNKNOWN) if own is UNKNOWN else own
+        return USUAL.get(key, UNKNOWN)
+
+    def warnings(self, experiment: Experiment) -> list[str]:
+        """What to say before an experiment's first attempt."""
+        known = self.known(experiment.config)
+        if known.warnings is None:
+            known.warnings = config_warnings(known.reading, self.script)
+        needs_checkpoint = self.script.strict and experiment.settings.get("init_from") == "resume"
+        return [*known.warnings, NO_CHECKPOINT] if needs_checkpoint else known.warnings
+
+
+def differing(experiments: Sequence[Experiment]) -> list[str]:
+    """The settings in which the experiments differ, in the order of the trainer."""
+    keys: dict[str, None] = {}
+    for each in experiments:
+        keys.update(dict.fromkeys(each.settings))
+    return [key for key in keys if key not in INVENTED and differs(key, experiments)]
+
+
+def differs(key: str, experiments: Sequence[Experiment]) -> bool:
+    first = experiments[0].settings.get(key)
+    text = repr(first)  # tells 1 from 1.0 and from True
+    values = (each.settings.get(key) for each in experiments)
+    return any(value is not first and repr(value) != text for value in values)
+
+
+# Commands
+
+
+def template_words(template: str, names: Mapping[str, Union[str, list[str]]], what: str) -> list[str]:
+    """A command split as a shell would, {name}, {dir}, … filled in; a list takes the place of a whole word.
+
+    `what` names the template in messages; raises UsageError for a brace that means nothing."""
+    known = ", ".join(f"{{{name}}}" for name in names)
+
+    def fill(match: re.Match[str]) -> str:
+        if match[0] in ("{{", "}}"):
+            return match[0][0]
+        value = names.get(match[1] or "")
+        if value is None:
+            raise UsageError(f"{what} holds {match[0]}: {template}; it knows {known}, and doubled braces")
+        if isinstance(value, list):
+            raise UsageError(f"{what} holds {match[0]} within a word: {template}; make it a word of its own")
+        return value
+
+    try:
+        words = shlex.split(template)
+    except ValueError as error:
+        raise UsageError(f"{what} can't be split: {template}: {error}") from None
+    lists = {f"{{{name}}}": value for name, value in names.items() if isinstance(value, list)}
+    filled: list[str] = []
+    for word in words:
+        filled += lists[word] if word in lists else [BRACES.sub(fill, word)]
+    return filled
+
+
+def launcher_words(launcher: str, names: Mapping[str, str]) -> list[str]:
+    """What stands before the training script."""
+    return template_words(launcher, names, "launcher") or [sys.executable]
+
+
+def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]:
+    """What a launcher may hold."""
+    return {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
+
+
+def build_command(
+    options: Options, experiment: Experiment, folder: str, slot: Slot, continuing: Sequence[str] = ()
+) -> list[str]:
+    """The command of an attempt; `continuing` is what one that continues gets besides."""
+    names = names_for(experiment, folder, slot)
+    config = experiment.launched_config or experiment.config
+    # What is given for continuing takes the place of the experiment's own, --init_from=scratch say.
+    replaced = {word.partition("=")[0] for word in continuing}
+    arguments = [word for word in experiment.arguments if word.partition("=")[0] not in replaced]
+    if options.command:
+        hydra = [word[2:] for word in arguments]  # without the dashes
+        several = {"overrides": arguments, "overrides:hydra": hydra}
+        return [*template_words(options.command, {**names, "config": config, **several}, "--command"), *continuing]
+    command = [*launcher_words(options.launcher, names), options.train_script, config, f"--out_dir={folder}"]
+    return [*command, *arguments, *continuing, *options.trainer_args]
+
+
+def continuing_words(
+    options: Options, experiment: Experiment, folder: str, slot: Slot, checkpoint: str
+) -> Optional[list[str]]:
+    """What an attempt that continues from a checkpoint gets besides; None where the trainer can't continue."""
+    if options.continue_with is not None:
+        config = experiment.launched_config or experiment.config
+        names = {**names_for(experiment, folder, slot), "config": config, "checkpoint": checkpoint}
+        return template_words(options.continue_with, names, "--continue_with")
+    can_resume = not options.command and "init_from" in experiment.settings
+    return ["--init_from=resume"] if can_resume else None
+
+
+def check_template(options: Options) -> None:
+    """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something.
+
+    To be called before a training script that wasn't named is looked for."""
+    nothing, slot = Experiment("", "", {}), Slot(0)
+    continuing_words(options, nothing, "", slot, "")
+    if not build_command(options, nothing, "", slot):
+        raise UsageError("--command is empty; write the training's command")
+    if not options.command:
+        return
+    unused = {"--launcher": options.launcher, "--train_script": options.train_script != Options().train_script}
+    for name, value in unused.items():
+        if value:
+            raise UsageError(f"{name}: not allowed with --command, which is the whole command")
+    if options.trainer_args:
+        raise UsageError(f"words after --: {shell_line(options.trainer_args)}; write them into the --command")
+    check_nothing_dropped(options, set(BRACES.findall(options.command)))
+
+
+def check_nothing_dropped(options: Options, held: set[str]) -> None:
+    given = next(iter(options.overrides), "")
+    needs = [  # (what the user gave, its name in messages, the braces of which one must be there)
+        (options.configs, "--configs", ("config",)),
+        (options.devices, "--devices", ("device",)),
+        (options.overrides, f"--{given}", OVERRIDES),
+        (options.sweep, "--sweep", OVERRIDES),
+    ]
+    for value, name, braces in needs:
+        if value and held.isdisjoint(braces):
+            raise UsageError(f"--command holds no {{{braces[0]}}}: {options.command}; {name} would be dropped")
+    has_devices = options.devices or options.gpus
+    if "device" in held and not has_devices:
+        raise UsageError(f"--command holds {{device}}: {options.command}; name the --devices")
+    if "config" in held and not options.configs and options.resume is None:
+        raise UsageError(f"--command holds {{config}}: {options.command}; name config files with --configs")
+# -------------------------------------------------------------------------------------------------- output
+# What a training's output and its directory tell: metrics, errors and hints, checkpoints, curves. Bytes and files in,
+# facts out. Knows nothing of processes, batches and screens.
+#
+# A metric is a line that tells a step and a loss. nanoGPT's own two forms are tried first; the general form takes the
+# names that public trainers give these two, in any order, wherever in the line they stand.
+
+CROWD = 4  # losses in one block from which on only samples are read
+SAMPLE = 128  # bytes at the end of the losses of a crowded block that are read line by line
+MAX_EVALUATIONS = 1000  # kept between two takes; a flood loses its oldest
+LAST_LINE = 1024  # bytes at the end of what came in which the last line is looked for
+MAX_ERROR = 300  # characters of an error's text
+
+LLMC_WORDS = (b"trl:", b"tel:")  # one of these, or `oss`, stands in each line that tells a loss
+EVALUATION_WORDS = (b"val", b"Val", b"test", b"Test", b"tel:")  # and one of these, if it is an evaluation's
+
+# A number with a unit is no loss (`loss: 0.00ms`), nor is one that goes on as a word.
+NUMBER = rb"([-+]?(?i:nan|inf(?:inity)?|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d| ?(?:%|[mu]?s\b)))"
 EVALUATION = re.compile(rb"\bstep (\d{1,15}): train loss " + NUMBER + rb", val loss " + NUMBER)
-FIRST_STEP = re.compile(rb"\b(?:step|iter) (\d{1,15}): (?:train )?loss ")
 ITERATION = re.compile(rb"iter (\d{1,15}): loss " + NUMBER)
+COUNT = rb"\s{0,20}[:=]?\s{0,20}[\[(]?\s{0,20}(\d{1,15})(?![\w%]|\.\d)"
+LOSS = rb"(?: value)?\s{0,20}[:=]?\s{0,20}(?:tensor\()?" + NUMBER
+NAMES = {  # what trainers call it, and how its value is written
+    b"past": (rb"(?:best|lowest|min|last)[ _/](?:\w+[ _/])?loss|per (?:step|iter(?:ation)?|epoch)", rb"()"),  # not now
+    b"val": (rb"(?:valid(?:ation)?|eval(?:uation)?|val|test|dev)[ _/.-]?loss(?:_epoch)?|loss[_/]val|tel(?=:|\Z)", LOSS),
+    b"train": (rb"(?:avg_)?train(?:ing)?[ _/.-]?loss(?:_step|_epoch)?|loss[ _/]train|trl(?=:|\Z)", LOSS),
+    b"loss": (rb"(?:(?:total|avg|mean|batch|running|lm|ce)_)?loss", LOSS),
+    b"step": (rb"(?:global[ _])?step|iter(?:ation)?(?:_num)?|it|update|s(?=:)", COUNT),
+    b"epoch": (rb"epoch|ep", COUNT),
+}
+COLUMN = re.compile(rb"(?:^|\]:? | - )\s*\[?(\d{1,15})(?:\s*/\s*\d+\]|\s*\|)")  # `58 | loss 5.4`, `[58/100] loss 5.4`
+VALIDATION = rb"(?<![\w/.-])(?:val|valid|validation|eval|evaluation)(?![\w/.-])"
+EVALUATING = re.compile(VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
+BAR = re.compile(rb"^(?!.*" + VALIDATION + rb").*\|\s*(\d{1,15})/\d+ \[\d")  # tqdm's `450/1000 [00:12<00:15`
+COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
+SPECIAL = re.compile(rb"[\x1b#\"'`]")
+QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`")
+COMMENT = re.compile(rb"(?<![|#])#.*")  # but `|####5     |` is a bar
+
+QUEUED = b"queued and waiting for resources"  # srun, on stderr
+ALLOCATED = b"has been allocated"
+Known = TypeVar("Known")
+
+
+def any_name(pattern: bytes) -> bytes:
+    """One alternative for each kind, a group of its name; `pattern` has a place for the name and one for the value."""
+    parts = (pattern.replace(b"NAME", name).replace(b"VALUE", value) for name, value in NAMES.values())
+    return b"|".join(b"(?P<%b>%b)" % pair for pair in zip(NAMES, parts))
+
+
+FIELD = re.compile(rb"\b(?<![/.-])(?:%b)" % any_name(b"(?:NAME)VALUE"))  # in a line in lower case
+KEY = re.compile(rb"_?(?:%b)" % any_name(b"NAME"))  # of a JSON object
+
+
+@dataclass
+class Said:
+    """What one line has said."""
+
+    step: Optional[int]
+    train: Optional[float]
+    val: Optional[float]
+    text: bytes
+    by_epoch: bool = False  # the step is an epoch's number
+
+
+@dataclass
+class News:
+    """What one stream has said since the last time."""
+
+    metrics: Metrics
+    evaluations: list[bytes]
+    queued: bool  # srun waits for its resources
+    not_finite_in_a_row: int  # the longest row of train losses
+    evaluation_not_finite: bool
+
+
+def said_in(line: bytes) -> Optional[Said]:
+    """What a line says, None where it tells no step or no loss."""
+    plain = without_quotes(line) if SPECIAL.search(line) else line
+    # nanoGPT's own two forms first: these stay as they are, and fast.
+    is_evaluation = b"val" in plain
+    match = EVALUATION.search(plain) if is_evaluation else ITERATION.search(plain)
+    if match:
+        val = float(match[3]) if is_evaluation else None
+        return Said(int(match[1]), float(match[2]), val, match[0])
+    if line.rstrip().endswith(b"}"):
+        return said_in_object(line)
+    return said_in_words(plain)
+
+
+def without_quotes(line: bytes) -> bytes:
+    """A line without colours, and without what stands in quotes or behind a `#`: others' words, or code."""
+    line = COLOUR.sub(b"", line)
+    line = QUOTED.sub(b" ", line)
+    return COMMENT.sub(b"", line)
+
+
+def said_in_words(plain: bytes) -> Optional[Said]:
+    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`."""
+    lower = plain.lower()
+    matches = reversed(list(FIELD.finditer(lower)))  # so that of each kind the first one stays
+    told = {str(match.lastgroup): match[int(match.lastindex or 0) + 1] for match in matches}
+    if not told.keys() & {"val", "train", "loss"}:
+        return None
+    if "loss" in told and EVALUATING.search(lower):
+        told.setdefault("val", told.pop("loss"))
+    for kind, pattern in (("column", COLUMN), ("bar", BAR)):
+        found = pattern.search(lower)
+        if found:
+            told[kind] = found[1]
+    return said_by(told, plain)
+
+
+def said_in_object(line: bytes) -> Optional[Said]:
+    """The form of JSON lines, and of printed dictionaries; a logging prefix may precede."""
+    text = line[line.find(b"{") :].decode(errors="replace")
+    for each in (text, text.replace("'", '"').replace(": nan", ": NaN")):
+        with contextlib.suppress(ValueError, RecursionError):
+            return said_by(fields_of(json.loads(each)), line)
+    return said_in_words(without_quotes(line))
+
+
+def fields_of(values: Mapping[str, Any]) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    for key, value in values.items():
+        match = KEY.fullmatch(key.lower().encode(errors="replace"))
+        if match:
+            told.setdefault(str(match.lastgroup), value)
+    return told
+
+
+def said_by(told: Mapping[str, Any], line: bytes) -> Optional[Said]:
+    """What named values say; an epoch counts as the step where no other is told."""
+    step = whole_number(first_of(told, "step", "column", "epoch", "bar"))
+    train = decimal(first_of(told, "train", "loss"))
+    val = decimal(told.get("val"))
+    if step is None or or_else(train, val) is None:
+        return None
+    by_epoch = told.keys().isdisjoint(("step", "column"))
+    return Said(step, train, val, line.strip()[:200], by_epoch)
+
+
+def first_of(told: Mapping[str, Any], *kinds: str) -> Any:
+    return next((told[kind] for kind in kinds if kind in told), None)
+
+
+def or_else(value: Optional[Known], otherwise: Known) -> Known:
+    return otherwise if value is None else value
+
+
+def decimal(value: Any) -> Optional[float]:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def whole_number(value: Any) -> Optional[int]:
+    number = decimal(value)
+    if number is None or not number.is_integer():
+        return None
+    return int(number)
+
+
+def lines_with(word: bytes, data: bytes, start: int, end: int, most: int = sys.maxsize) -> dict[int, bytes]:
+    """The lines that hold a word, by where they begin; `find` is some times faster than a pattern."""
+    found: dict[int, bytes] = {}
+    at = data.find(word, start, end)
+    while at >= 0 and len(found) < most:
+        first = max(start, data.rfind(b"\n", start, at) + 1)
+        last = line_end(data, at, end)
+        found[first] = data[first:last]
+        at = data.find(word, last, end)
+    return found
+
+
+def line_end(data: bytes, at: int, end: int) -> int:
+    found = data.find(b"\n", at, end)
+    return end if found < 0 else found
+
+
+def loss_lines(data: bytes, start: int, end: int, crowd: int) -> list[Optional[bytes]]:
+    """The lines of a block that may tell a loss; of a crowd None stands where lines are left out."""
+    # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
+    words = [b"oss"] if has(b"oss", data, start, end) else []
+    if has(b"l:", data, start, end):
+        words += [word for word in LLMC_WORDS if has(word, data, start, end)]
+    most = crowd if len(words) == 1 else sys.maxsize
+    found: dict[int, bytes] = {}
+    for word in words:
+        found.update(lines_with(word, data, start, end, most))
+    lines: list[Optional[bytes]] = [found[first] for first in sorted(found)]
+    if len(found) < most:
+        return lines
+    last = max(found)
+    # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
+    evaluations = EVALUATION_WORDS[:1] if ITERATION.match(found[last]) else EVALUATION_WORDS
+    return [*lines, None, *sample(words[0], data, last + len(found[last]), end, evaluations)]
+
+
+def has(word: bytes, data: bytes, start: int, end: int) -> bool:
+    return data.rfind(word, start, end) >= 0  # twice as fast as find
+
+
+def sample(word: bytes, data: bytes, start: int, end: int, evaluations: Iterable[bytes]) -> Iterator[Optional[bytes]]:
+    """Of a crowd of lines all that may be evaluations, and the last ones."""
+    last = line_end(data, data.rfind(word, start, end), end)
+    tail = max(start, data.rfind(b"\n", start, max(start, last - SAMPLE)) + 1)
+    found: dict[int, bytes] = {}
+    for each in evaluations:
+        if has(each, data, start, tail):
+            found.update(lines_with(each, data, start, tail))
+    for first in sorted(found):
+        yield from (found[first], None)
+    yield from lines_with(word, data, tail, last).values()
+
+
+def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
+    """The lines of these files that could be taken for metrics once they are echoed: those that hold a digit."""
+    return frozenset(re.findall(rb"(?m)^[^\S\n]*((?=.*\d)\S.*?)[^\S\n]*$", b"\n".join(sources)))
+
+
+def compile_metrics(texts: Iterable[str]) -> list[re.Pattern[bytes]]:
+    """The patterns of --metrics; raises ValueError, with one line of text, for one that can't be used."""
+    usable = {"step", "total", "train_loss", "val_loss"}
+    patterns = []
+    for text in texts:
+        try:
+            pattern = re.compile(text.encode())
+        except (re.error, UnicodeEncodeError, RecursionError, OverflowError) as error:
+            raise ValueError(f"not a regular expression: {clean(text)} ({error})") from None
+        groups = set(pattern.groupindex)
+        if groups - usable:
+            raise ValueError(f"unknown group in {clean(text)}: {', '.join(sorted(groups - usable))}")
+        if not groups & {"train_loss", "val_loss"}:
+            raise ValueError(f"no group (?P<train_loss>...) or (?P<val_loss>...) in: {clean(text)}")
+        patterns.append(pattern)
+    return patterns
+
+
+def add_metrics(total: Metrics, news: Metrics) -> None:
+    """Lay over what is known what one stream has said since."""
+    total.step = or_else(news.step, total.step)
+    total.train_loss = or_else(news.train_loss, total.train_loss)
+    total.val_loss = or_else(news.val_loss, total.val_loss)
+    if or_else(news.best_val_loss, math.inf) < or_else(total.best_val_loss, math.inf):
+        total.best_val_loss, total.best_step = news.best_val_loss, news.best_step
+    total.first_step = or_else(total.first_step, news.first_step)
+    total.largest_gap = max(or_else(total.largest_gap, 0), or_else(news.largest_gap, 0)) or None
+    if or_else(news.train_loss, news.val_loss) is not None:
+        total.diverged_since = news.diverged_since
+
+
+class Watch:
+    """Whether one kind of loss stays finite."""
+
+    def __init__(self) -> None:
+        self.was_finite = False
+        self.broken_since: Optional[int] = None
+        self.in_a_row = 0  # losses that aren't finite
+
+    def see(self, loss: Optional[float], step: int) -> None:
+        if loss is None:
+            return
+        if math.isfinite(loss):
+            self.was_finite, self.broken_since, self.in_a_row = True, None, 0
+            return
+        self.in_a_row += 1
+        if self.was_finite:
+            self.broken_since = or_else(self.broken_since, step)
+
+
+class LineReader:
+    """Reads the lines of one stream of one attempt. `read` is called by the thread that has the stream, `take` by any
+    other."""
+
+    def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
+        self.ignored = ignored  # lines of the config and the script: their echo tells nothing
+        self.patterns = patterns
+        self.lock = threading.Lock()
+        self.news = Metrics()
+        self.evaluations: deque[bytes] = deque(maxlen=MAX_EVALUATIONS)
+        self.queued = False
+        self.tail = b""
+        self.last_step: Optional[int] = None
+        self.counts_steps = False  # not only epochs
+        self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
+        self.train, self.val = Watch(), Watch()
+        self.most_in_a_row = 0
+        self.evaluation_not_finite = False
+
+    def read(self, data: bytes, start: int = 0, end: Optional[int] = None) -> bool:
+        """Take in whole lines, ended by line feeds; True where there is news to take (a last line alone is none)."""
+        stop = or_else(end, len(data))
+        self.tail = data[max(start, stop - LAST_LINE) : stop].strip() or self.tail
+        changed = self.read_queue(data, start, stop)
+        found = self.find(data, start, stop)
+        if found:
+            with self.lock:
+                for said in found:
+                    self.note(said)
+        return changed or any(found)
+
+    def read_queue(self, data: bytes, start: int, end: int) -> bool:
+        """See whether srun waits; nothing comes behind that message until it ends, so a block's end will do."""
+        before = self.queued
+        asked = data.rfind(QUEUED, max(start, end - 4096), end)
+        if asked >= 0 or before:
+            self.queued = data.find(ALLOCATED, max(start, asked), end) < 0
+        return self.queued != before
+
+    def find(self, data: bytes, start: int, end: int, crowd: int = CROWD) -> list[Optional[Said]]:
+        """What the lines say, in their order; None where lines are left out, as of more losses than `crowd`."""
+        lines = data[start:end].splitlines() if self.patterns else loss_lines(data, start, end, crowd)
+        found: list[Optional[Said]] = []
+        for line in lines:
+            said = self.said_in(line)
+            if said or line is None:
+                found.append(said)
+        return found
+
+    def said_in(self, line: Optional[bytes]) -> Optional[Said]:
+        if line is None or line.strip() in self.ignored:
+            return None
+        said = self.said_as_told(line) if self.patterns else said_in(line)
+        if said is None:
+            return None
+        # Where steps are told as well, an epoch's number is no step.
+        if said.by_epoch and self.counts_steps:
+            return replace(said, step=self.last_step)
+        self.counts_steps = not said.by_epoch
+        self.last_step = said.step
+        return said
+
+    def said_as_told(self, line: bytes) -> Optional[Said]:
+        """By the patterns of the user."""
+        line = COLOUR.sub(b"", line.strip())
+        for pattern in self.patterns:
+            match = pattern.search(line)
+            groups = match.groupdict() if match else {}
+            train, val = decimal(groups.get("train_loss")), decimal(groups.get("val_loss"))
+            if train is not None or val is not None:
+                return Said(whole_number(groups.get("step")), train, val, line[:200])
+        return None
+
+    def note(self, said: Optional[Said]) -> None:
+        if said is None:
+            self.previous = None
+            return
+        step = or_else(said.step, 0)
+        gap = step - or_else(self.previous, step)
+        self.previous = said.step
+        self.train.see(said.train, step)
+        self.val.see(said.val, step)
+        self.most_in_a_row = max(self.most_in_a_row, self.train.in_a_row)
+        best = said.val if self.val.in_a_row == 0 else None
+        news = Metrics(said.step, said.train, said.val, best, said.step, said.step, gap)
+        news.diverged_since = or_else(self.train.broken_since, self.val.broken_since)
+        add_metrics(self.news, news)
+        if said.val is not None:
+            self.evaluations.append(said.text)
+            self.evaluation_not_finite |= not math.isfinite(said.val + or_else(said.train, 0.0))
+
+    def last_line(self) -> str:
+        """The last line that was printed, whatever it says."""
+        return clean(COLOUR.sub(b"", self.tail.rpartition(b"\n")[2]).decode(errors="replace"))
+
+    def take(self) -> News:
+        """What has come since the last time."""
+        with self.lock:
+            news = News(
+                metrics=self.news,
+                evaluations=list(self.evaluations),
+                queued=self.queued,
+                not_finite_in_a_row=self.most_in_a_row,
+                evaluation_not_finite=self.evaluation_not_finite,
+            )
+            self.news = Metrics(first_step=self.news.first_step, largest_gap=self.news.largest_gap)
+            self.evaluations.clear()
+            self.most_in_a_row = self.train.in_a_row
+            self.evaluation_not_finite = False
+        return news
+
+
+def read_log(path: str, reader: LineReader, offset: int = 0) -> None:
+    """Take in a whole log, from an offset; nothing where it can't be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as log:
+        log.seek(offset)
+        rest = b""
+        for block in iter(lambda: log.read(BLOCK), b""):
+            lines, found, rest = (rest + block).replace(b"\r", b"\n").rpartition(b"\n")
+            reader.read(lines + found)
+            rest = rest[-LINE_LIMIT:]
+        reader.read(rest + b"\n")
+
+
+# What the end of a training says of its cause.
+
+RANK = re.compile(r"^\[\w*?(\d+)\]: ?")  # torch's `[rank1]: `, torchrun's `[default1]:`
+ROOT_CAUSE = re.compile(r"Root Cause[^\n]*\n(?:.*\n){0,4}? *rank *: (\d+).*\n *exitcode *: (-?\d+)")  # torchrun's
+FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*(?:\n(?! *File)(.*))?')
+USAGE = re.compile(r"(?im)^usage: ")
+REFUSED = re.compile(r"(?m)^(?!srun|slurm)(?:[^:\n]{1,100}: )?[eE]rror: .+")  # argparse, click, jsonargparse
+BARE_ERROR = re.compile(r"(?!.*ChildFailed)[\w.]+(?:Error|Exception): |\S*python[\d.]*: (?:can't open|No module|Error)")
 BROKEN_CHECKPOINT = re.compile(
-    r"EOFError|UnpicklingError|PytorchStreamReader|central directory|invalid magic number|truncated|JSONDecodeError"
+    r"(?m)^(?:\[\w+\]: ?)? *(?:"
+    # torch's weights_only says UnpicklingError of a sound file too. stdin is empty, input() raises EOFError.
+    r"[\w.]*UnpicklingError(?!(?:.*\n){0,9}?.*Unsupported )|EOFError(?!: EOF when)|[\w.]*BadZipFile"
+    r"|[\w.]*SafetensorError|[\w.]*JSONDecodeError|struct\.error: unpack"
+    r"|[\w.]+: .*(?:PytorchStreamReader|failed finding central directory|[Ii]nvalid magic number|unexpected EOF"
+    r"|data was truncated|truncated file|InvalidHeader|IncompleteBuffer|HeaderTooLarge|storage has wrong byte size"
+    r"|'storages' not found|not a ZIP archive))"
+    r"|PyTorchFileReader\(.*\n(?:.*\^\n)?OSError: \[Errno 22\]"  # a file cut off in the middle
 )
 HINTS = [  # (what the error or the end of stderr says, the remedy)
     (
@@ -115,638 +1731,274 @@ HINTS = [  # (what the error or the end of stderr says, the remedy)
 ]
 
 
-# ---------------------------------------------------------------------------------------------------- data
+def ending(return_code: int) -> tuple[Optional[str], str]:
+    """The signal that ended a process, and its end in words."""
+    told = signal_name(signal_in(return_code))
+    if return_code < 0:
+        return told, f"killed by {told}"
+    by_signal = f" ({told})" if told.startswith("SIG") else ""
+    return None, f"exit code {return_code}{by_signal}"
 
 
-class UsageError(Exception):
-    """A mistake of the user's; its text is the one line that gets printed."""
+def error_line(stderr: str) -> str:
+    """What stderr says the attempt failed of, in one line; nothing where it doesn't say."""
+    cause = ROOT_CAUSE.search(stderr)
+    said = said_by_rank(stderr, cause[1], int(cause[2])) if cause else ""
+    # What a worker says may come without its rank.
+    lines = [RANK.sub("", line) for line in stderr.splitlines()]
+    said = said or last_exception(lines) or refusal(lines) or bare_error(lines)
+    if cause and not said:
+        said = f"rank {cause[1]} ended with exit code {cause[2]}"
+    return said.strip()[:MAX_ERROR]
 
 
-@dataclass
-class Options:
-    """What the command line asks for; the field names are the options' names."""
-
-    configs: list[str] = field(default_factory=list)
-    overrides: dict[str, str] = field(default_factory=dict)
-    sweep: dict[str, list[str]] = field(default_factory=dict)
-    trainer_args: list[str] = field(default_factory=list)
-    train_script: str = "train_run.py"
-    base_out_dir: str = "experiments"
-    launcher: str = ""
-    jobs: int = 1
-    devices: list[str] = field(default_factory=list)
-    timeout: Optional[float] = None
-    stall: Optional[float] = None
-    retries: int = 0
-    max_failures: Optional[int] = None
-    grace: float = GRACE
-    stop_signal: str = "TERM"
-    resume: Optional[str] = None
-    dry_run: bool = False
-    status: Optional[str] = None
-    json: bool = False
-    report: Optional[str] = None
-    follow: bool = False
-    quiet: bool = False
+def said_by_rank(stderr: str, rank: str, exit_code: int) -> str:
+    """What the rank that failed first has said: the others only miss it."""
+    said = last_exception(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr))
+    if exit_code < 0:
+        return said or f"rank {rank} died of {signal_name(-exit_code)}"
+    return said
 
 
-PLAN_OPTIONS: tuple[str, ...] = (
-    "trainer_args",
-    "train_script",
-    "launcher",
-    "jobs",
-    "devices",
-    "timeout",
-    "stall",
-    "retries",
-)
-PLAN_OPTIONS += ("max_failures", "grace", "stop_signal")  # what --resume takes over from the batch
+def bare_error(lines: Sequence[str]) -> str:
+    """A syntax error in the training script comes without a traceback, as what Python itself can't find."""
+    return next(filter(BARE_ERROR.match, reversed(lines)), "")
 
 
-@dataclass
-class Experiment:
-    """One planned run of the trainer."""
-
-    name: str
-    config: str
-    overrides: dict[str, str]  # setting -> text as the user gave it
-    arguments: list[str] = field(default_factory=list)  # the overrides in the trainer's form
-    values: dict[str, Any] = field(default_factory=dict)  # the overrides as JSON has them
-    settings: dict[str, Any] = field(default_factory=dict)  # effective: defaults < config < overrides
-    problem: Optional[str] = None  # why it can't be launched
+def last_exception(lines: Sequence[str]) -> str:
+    """The exception of the last Python traceback; torchrun's own only tells of another."""
+    found = ""
+    for number, line in enumerate(lines):
+        if line.lstrip().startswith("Traceback (most recent call last)"):
+            indent = len(line) - len(line.lstrip())
+            said = exception_in([each[indent:] for each in lines[number + 1 :]])
+            found = found if "ChildFailedError" in said else said
+    return found
 
 
-@dataclass
-class Slot:
-    """Room for one experiment at a time."""
-
-    number: int
-    device: Optional[str] = None
-
-
-@dataclass
-class Metrics:
-    """What a trainer's own lines have said so far."""
-
-    step: Optional[int] = None
-    train_loss: Optional[float] = None
-    val_loss: Optional[float] = None
-    best_val_loss: Optional[float] = None
-    best_step: Optional[int] = None
-    first_step: Optional[int] = None  # of this attempt
-
-    def read(self, lines: bytes, start: int = 0, end: int = sys.maxsize) -> list[bytes]:
-        """Take in lines of stdout, from `start` to `end`; returns the evaluation lines among them."""
-        evaluations: list[bytes] = []
-        if lines.find(b":", start, end) < 0 or lines.rfind(b" loss ", start, end) < 0:
-            return evaluations  # as most blocks; rfind is some times faster than find, a single byte is the fastest
-        first = FIRST_STEP.search(lines, start, end) if self.first_step is None else None
-        self.first_step = int(first[1]) if first else self.first_step
-        if lines.rfind(b"val loss ", start, end) >= 0:
-            for match in EVALUATION.finditer(lines, start, end):
-                self.step, self.train_loss, self.val_loss = int(match[1]), float(match[2]), float(match[3])
-                best = math.inf if self.best_val_loss is None else self.best_val_loss
-                if self.val_loss < best and math.isfinite(self.val_loss):
-                    self.best_val_loss, self.best_step = self.val_loss, self.step
-                evaluations.append(match[0])
-                start = match.end()
-        at, last = min(end, len(lines)), None
-        for _ in range(20):  # words that only look like it may follow the last one
-            at = lines.rfind(b"iter ", start, at)
-            last = ITERATION.match(lines, at, end) if at >= 0 else None
-            if last or at < 0:
-                break
-        if last:
-            self.step, self.train_loss = int(last[1]), float(last[2])
-        return evaluations
-
-    def diverged(self) -> bool:
-        return any(loss is not None and not math.isfinite(loss) for loss in (self.train_loss, self.val_loss))
+def exception_in(lines: Sequence[str]) -> str:
+    """The exception below the frames of a traceback, its further lines joined; a bare one gets its source line."""
+    frames = list(itertools.takewhile(lambda line: line.startswith(" ") or not line.strip(), lines))
+    said = ""
+    for line in lines[len(frames) :]:
+        goes_on = line.startswith((" ", "\t")) or said.endswith(":")
+        if said and not (goes_on and line.strip()):
+            break
+        said = f"{said} {line.strip()}".strip()
+    if re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
+        said += source_of(frames)
+    return said
 
 
-@dataclass
-class Result:
-    """How an experiment stands; these fields are the keys of experiment_result.json."""
-
-    config_name: str = ""
-    config_path: str = ""
-    experiment_dir: str = ""
-    status: str = "pending"
-    return_code: Optional[int] = None
-    signal: Optional[str] = None
-    error: Optional[str] = None
-    hint: Optional[str] = None
-    start_time: Optional[str] = None
-    end_time: Optional[str] = None
-    duration_seconds: Optional[float] = None
-    attempts: int = 0
-    final_checkpoint: Optional[str] = None
-    metrics: Metrics = field(default_factory=Metrics)
-    max_rss_bytes: Optional[int] = None
-    cpu_seconds: Optional[float] = None
-    log_files: dict[str, str] = field(default_factory=dict)
-    log_complete: bool = True
-    stderr_tail: str = ""
-    traceback: Optional[str] = None
-    device: Optional[str] = None
-    overrides: dict[str, Any] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)  # those in which the batch's experiments differ
-    max_iters: Optional[int] = None
-    attempt_history: list[Any] = field(default_factory=list)
+def source_of(frames: Sequence[str]) -> str:
+    """`: assert x > 0 (train.py, line 12)`: the last frame, where its source is told."""
+    found = list(FRAME.finditer("\n".join(frames)))
+    if not found or not found[-1][3]:
+        return ""
+    path, line, source = found[-1].groups()
+    return f": {source.strip()} ({os.path.basename(path)}, line {line})"
 
 
+def refusal(lines: Sequence[str]) -> str:
+    """The line by which a parser of command lines refuses one: `train.py: error: unrecognized arguments: --foo`."""
+    text = "\n".join(lines)
+    usage = USAGE.search(text)
+    found = REFUSED.findall(text, usage.start()) if usage else []
+    return str(found[-1]) if found else ""
+
+
+def hint_for(text: str) -> Optional[str]:
+    return next((hint for pattern, hint in HINTS if re.search(pattern, text)), None)
+
+
+def says_broken_checkpoint(stderr: str) -> bool:
+    """Whether an error says that a checkpoint can't be read."""
+    return BROKEN_CHECKPOINT.search(stderr) is not None
+
+
+def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
+    """The end of a file, but nothing before the offset `start`; nothing where it can't be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        end = os.fstat(file.fileno()).st_size
+        file.seek(max(start, end - size))
+        return file.read(size)
+    return b""
+
+
+# Checkpoints: files or directories by a glob.
+
+TEMPORARY = re.compile(r"(?i)^\.|^tmp|~$|(?:^|[._-])(?:tmp|temp|part|partial|incomplete|set_aside)(?:[._-]|$)")
+
+
+def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
+    """The trainer's checkpoints, the newest first."""
+    found = looks_at(paths_like(folder, pattern))
+    whole = itertools.filterfalse(is_temporary, found)
+    return sorted(whole, key=lambda path: (found[path][1], natural(path)), reverse=True)
+
+
+def being_written(folder: str, pattern: str) -> dict[str, tuple[int, int]]:
+    """Size and time (ns) of what is, or may become, a checkpoint; what changes between two looks is being written."""
+    parent, name = os.path.split(pattern.rstrip("/"))
+    stem = glob.escape(re.split(r"[*?[]", name)[0].strip("._-"))
+    # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
+    near = paths_like(folder, os.path.join(parent, f"*{stem}*"))
+    near += paths_like(folder, os.path.join(parent, f".*{stem}*"))
+    looks = looks_at([*paths_like(folder, pattern), *filter(is_temporary, near)])
+    return {os.path.relpath(path, folder): look for path, look in looks.items()}
+
+
+def is_temporary(path: str) -> bool:
+    return TEMPORARY.search(os.path.basename(path)) is not None
+
+
+def paths_like(folder: str, pattern: str) -> list[str]:
+    with contextlib.suppress(OSError, re.error):
+        found = glob.glob(os.path.join(glob.escape(folder), pattern))
+        return [path.rstrip("/") for path in found]
+    return []
+
+
+def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Bytes and time of the last change in ns; of a directory the sum and the latest of what is in it."""
+    looks = {}
+    for path in paths:
+        with contextlib.suppress(OSError):  # gone meanwhile
+            states = [os.stat(path)]
+            for place, _, names in os.walk(path):
+                states += [os.stat(os.path.join(place, each)) for each in names]
+            looks[path] = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+    return looks
+
+
+# Curves for the page.
+
+EXACT_LINES = 20_000  # of a log that are all read; of what follows a crowd's samples
+Point = tuple[int, float]  # the step and the loss
+
+
+class Points:
+    """The points of one curve, steps ascending; of many, as many as a plot can show."""
+
+    def __init__(self, lowest: int) -> None:
+        self.lowest = lowest  # how many of the lowest losses of each span are kept
+        self.points: list[Point] = []
+
+    def add(self, point: Point) -> None:
+        # A resumed run does these steps again, and what it says of them counts.
+        while self.points and self.points[-1][0] >= point[0]:
+            self.points.pop()
+        self.points.append(point)
+        if len(self.points) > 1200:
+            self.points = self.thinned(300)
+
+    def thinned(self, spans: int) -> list[Point]:
+        """Of each of so many equal spans of steps the points that shape the curve."""
+        if len(self.points) <= 2 * spans:
+            return self.points
+        width = (self.points[-1][0] - self.points[0][0] + 1) / spans
+        kept = {self.points[-1]}
+        for _, group in itertools.groupby(self.points, lambda point: point[0] // width):
+            kept.update(self.landmarks(list(group)))
+        return sorted(kept)
+
+    def landmarks(self, span: Sequence[Point]) -> list[Point]:
+        """The first point, the first nan or inf and the lowest."""
+        finite = list(filter(ends_finite, span))
+        broken = list(itertools.filterfalse(ends_finite, span))
+        lowest = sorted(finite, key=lambda point: point[1])
+        return [*span[:1], *broken[:1], *lowest[: self.lowest]]
+
+
+def ends_finite(point: Point) -> bool:
+    return math.isfinite(point[1])
+
+
+class Curve:
+    """The losses in one log, read as it grows; of millions of lines enough to draw, and in seconds."""
+
+    def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
+        self.ignored, self.patterns = ignored, patterns
+        self.start_over((0, 0))
+
+    def start_over(self, file: tuple[int, int]) -> None:
+        self.file, self.offset, self.rest = file, 0, b""
+        self.reader = LineReader(self.ignored, self.patterns)
+        self.taken = 0  # lines
+        self.val, self.train, self.evaluated = Points(lowest=1), Points(lowest=0), Points(lowest=0)
+
+    def update(self, path: str, limit: float = math.inf) -> None:
+        """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
+        try:
+            with open(path, "rb", buffering=0) as log:
+                status = os.fstat(log.fileno())
+                file = (status.st_dev, status.st_ino)
+                if file != self.file or status.st_size < self.offset:
+                    self.start_over(file)
+                log.seek(self.offset)
+                end = min(status.st_size, self.offset + limit)  # a trainer that writes faster can't hold this up
+                while self.offset < end:
+                    block = log.read(BLOCK)
+                    if not block:
+                        return
+                    self.offset += len(block)
+                    self.take(self.rest + block)
+        except OSError:
+            self.start_over((0, 0))
+
+    def take(self, data: bytes) -> None:
+        data = data.replace(b"\r", b"\n")
+        end = data.rfind(b"\n") + 1
+        crowd = sys.maxsize if self.taken < EXACT_LINES else CROWD
+        for said in filter(None, self.reader.find(data, 0, end, crowd)):
+            self.taken += 1
+            self.add(said)
+        self.rest = data[end:][-LINE_LIMIT:]
+
+    def add(self, said: Said) -> None:
+        step = or_else(said.step, 0)
+        train = self.train if said.val is None else self.evaluated
+        if said.val is not None:
+            self.val.add((step, said.val))
+        if said.train is not None:
+            train.add((step, said.train))
+
+    def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
+        """The [step, loss] that the page draws; train losses of evaluations if no iteration is printed."""
+        train = self.train.thinned(spans) or self.evaluated.thinned(spans)
+        return {"val": drawable(self.val.thinned(spans)), "train": drawable(train)}
+
+
+def drawable(points: Iterable[Point]) -> list[list[Any]]:
+    """In a form that every JSON parser takes: losses that are not finite become texts."""
+    return [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in points]
+# --------------------------------------------------------------------------------------------------- store
+# The batch on disk: where its files are, how they are written so that a crash leaves the old or the new one, and what
+# they tell when they are read back. It must not know of processes and views.
+
+ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
+NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
+BATCH_NAME = r"experiment_\d{8}_.*"
 T = TypeVar("T")
-KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "bool": (bool,),
-    "float": (int, float),
-    "list[Any]": (list,),
-    "list[str]": (list,),
-    "dict[str, Any]": (dict,),
-}
 
 
-def from_json(cls: Callable[[], T], data: dict[str, Any]) -> T:
-    """A dataclass from what was read from a file; a value of a wrong type stays at its default."""
-    made = cls()
-    for item in fields(made):  # type: ignore[arg-type]
-        value, kind = data.get(item.name), str(item.type)
-        if kind.startswith("Optional["):
-            kind = kind[9:-1]
-        if kind == "Metrics" and isinstance(value, dict):
-            setattr(made, item.name, from_json(Metrics, value))
-        elif kind == "float" and isinstance(made, Metrics) and value in ("nan", "inf", "-inf"):
-            setattr(made, item.name, float(value))
-        elif isinstance(value, KINDS.get(kind, ())) and not (isinstance(value, (int, float)) and not abs(value) < 1e15):
-            setattr(made, item.name, value)
-    return made
+# ---- files
 
 
-def checked(cls: Callable[[], T], data: dict[str, Any], keys: Sequence[str], where: str) -> T:
-    """The same, but raises ValueError where one of these keys has a wrong type."""
-    made = from_json(cls, data)
-    for key in keys:
-        if key in data and data[key] != getattr(made, key):
-            raise ValueError(f"{where}: not a value of {key}: {clean(repr(data[key]))[:100]}")
-    return made
+def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True) -> None:
+    """Replace a file whole: a reader or a crash sees the old one or the new one. Raises OSError.
 
-
-def to_json(value: Any) -> Any:
-    """A form that every JSON parser takes: losses that are not finite become texts."""
-    if isinstance(value, (Metrics, Result)):
-        return {key: to_json(each) for key, each in vars(value).items()}
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def sha256(data: bytes) -> str:
-    """The digest in hexadecimal, by Python's own module for it: hashlib loads OpenSSL, 4 MB and 5 ms."""
-    for name in ("_sha2", "_sha256", "hashlib"):  # from Python 3.12, before it, anywhere
-        with contextlib.suppress(ImportError):
-            return str(importlib.import_module(name).sha256(data).hexdigest())
-    raise NotImplementedError("sha256")
-
-
-# ------------------------------------------------------------------------------------------------ settings
-
-
-class Unknown:
-    """Stands for the value of a setting that the script computes."""
-
-    def __repr__(self) -> str:
-        return "?"
-
-
-UNKNOWN = Unknown()
-WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-USUAL = {  # settings with an option of their own: an example of their type, where the trainer doesn't tell
-    "batch_size": 8,
-    "wandb_project": "",
-    "wandb_enabled": False,
-    "wandb_log": False,  # what the trainer calls it, and no option
-    "device": "",
-    "compile": False,
-    "max_iters": 1000,
-    "learning_rate": 1e-3,
-}
-
-
-OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-
-
-@dataclass
-class Script:
-    """What reading the training script (never running it) tells."""
-
-    path: str
-    settings: dict[str, Any] = field(default_factory=dict)
-    strict: bool = False  # it uses nanoGPT's configurator.py
-
-
-def read_literal(node: ast.expr) -> Any:
-    """The value of a literal or of plain arithmetic on numbers (`5 * 8`), else UNKNOWN."""
-    try:
-        value = fold(node)
-        repr(value)  # raises ValueError for a number of thousands of digits
-        return value
-    except (ValueError, TypeError, ArithmeticError, RecursionError):
-        return UNKNOWN
-
-
-def fold(node: ast.expr) -> Any:
-    work = OPERATORS.get(type(node.op)) if isinstance(node, ast.BinOp) else None
-    if not work or not isinstance(node, ast.BinOp):
-        return ast.literal_eval(node)
-    left, right = fold(node.left), fold(node.right)
-    if not isinstance(left, (int, float)) or not isinstance(right, (int, float)) or max(abs(left), abs(right)) > 1e100:
-        raise ValueError("not plain arithmetic")
-    return work(left, right)
-
-
-def read_settings(path: str) -> tuple[dict[str, Any], bool]:
-    """The top-level `name = literal` assignments that stand before configurator.py is exec'd, and whether it is.
-
-    Raises OSError where the file can't be read, ValueError with the place and the text where it doesn't parse."""
-    if not os.path.isfile(path):
-        os.stat(path)  # raises for what isn't there
-        raise ValueError(f"{path}: not a regular file")
-    with open(path, "rb") as file:
-        source = file.read()
-    try:
-        body = ast.parse(source).body
-    except SyntaxError as error:
-        line = f", line {error.lineno}" if error.lineno else ""
-        text = f": {error.text.strip()}" if error.text else ""
-        raise ValueError(f"{path}{line}: {error.msg}{text}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path}: not Python: {error or type(error).__name__}") from None
-    settings: dict[str, Any] = {}
-    for statement in body:
-        if uses_configurator(statement):
-            return settings, True
-        settings.update(assigned(statement))
-    return settings, False
-
-
-def uses_configurator(statement: ast.stmt) -> bool:
-    nodes = list(ast.walk(statement))
-    named = any(isinstance(node, ast.Constant) and str(node.value).endswith("configurator.py") for node in nodes)
-    return named and any(isinstance(node, ast.Call) for node in nodes)
-
-
-def assigned(statement: ast.stmt) -> Iterator[tuple[str, Any]]:
-    """The names that a top-level statement sets; what is set in an `if` or a loop is UNKNOWN."""
-    if isinstance(statement, (ast.Assign, ast.AnnAssign)):
-        targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-        for target in targets if statement.value else ():
-            value = read_literal(statement.value) if statement.value else UNKNOWN
-            if isinstance(target, ast.Name):
-                yield target.id, value
-            elif isinstance(target, (ast.Tuple, ast.List)):
-                values = value if isinstance(value, (tuple, list)) else [UNKNOWN] * len(target.elts)
-                yield from ((each.id, one) for each, one in zip(target.elts, values) if isinstance(each, ast.Name))
-        return
-    waiting: list[ast.AST] = [statement]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            yield node.id, UNKNOWN
-        inner = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension, ast.AnnAssign)
-        waiting += () if isinstance(node, inner) else ast.iter_child_nodes(node)
-
-
-def read_script(path: str, launcher: str) -> Script:
-    if not os.path.isfile(path):
-        raise UsageError(f"training script not found: {path}; name it with --train_script")
-    try:
-        return Script(path, *read_settings(path))
-    except OSError as error:
-        raise UsageError(f"training script can't be read: {path}: {error.strerror}") from None
-    except ValueError as error:
-        if launcher:  # what stands there need not be Python, or not this Python
-            return Script(path)
-        raise UsageError(f"training script doesn't parse: {error}") from None
-
-
-@functools.lru_cache(maxsize=4096)
-def read_as_configurator(text: str) -> Any:
-    """What the trainer's configurator makes of a text; raises what it would die of."""
-    try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
-        return text
-
-
-def trainer_form(text: str, default: Any, strict: bool) -> str:
-    """Write a value so that the trainer's configurator finds the type of `default` in it.
-
-    Raises ValueError with what was wanted where the text can't be read as that type."""
-    if isinstance(default, bool):
-        if text.strip().lower() not in WORDS:
-            raise ValueError("true or false")
-        return str(WORDS[text.strip().lower()])
-    if isinstance(default, (int, float)):
-        number = read_number(text)
-        if isinstance(default, float) and not math.isnan(number):
-            return repr(float(number)).replace("inf", "1e999")  # the configurator reads a bare inf as a text
-        if isinstance(default, float) or number % 1 != 0:  # also of nan and inf
-            raise ValueError("a number" if isinstance(default, float) else "a whole number")
-        return str(int(number))
-    try:
-        value = read_as_configurator(text)
-    except Exception:  # it would die of this one
-        if isinstance(default, (str, Unknown)):
-            return quoted(text)
-        value = UNKNOWN
-    if isinstance(default, str) and not isinstance(value, str):
-        return quoted(text)
-    if not isinstance(default, (str, Unknown)) and type(value) is not type(default):
-        raise ValueError(f"a {type(default).__name__}")
-    return quoted(value) if strict and "=" in text else text
-
-
-def quoted(value: Any) -> str:
-    return repr(value).replace("=", "\\x3d")  # the configurator splits on every `=`
-
-
-def read_number(text: str) -> Union[int, float]:
-    """The number in a text, nan where there is none."""
-    for read in (int, float, ast.literal_eval):
-        with contextlib.suppress(Exception):
-            value = read(text)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return value if abs(value) < 10**300 else float(value)
-    return math.nan
-
-
-def plain_value(form: str, strict: bool, default: Any = "") -> Any:
-    """What a value in the trainer's form means, for JSON and tables; as a text it gives the same form again."""
-    with contextlib.suppress(Exception):
-        value = read_as_configurator(form)
-        if isinstance(value, str):
-            return value if trainer_form(value, default, strict) == form else form
-        return value if isinstance(value, (bool, int, float)) and repr(value) == form else form
-    return form
-
-
-def did_you_mean(name: str, candidates: Sequence[str]) -> str:
-    import difflib  # 4 ms that only a mistake costs
-
-    close = difflib.get_close_matches(name, candidates, 3, 0.6)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-
-
-# ---------------------------------------------------------------------------------------------------- plan
-
-
-def natural(text: str) -> list[Any]:
-    """A sort key by which run_2 comes before run_10."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", text))]
-
-
-def expand_configs(patterns: Sequence[str], script: str, say: Callable[[str], None]) -> list[str]:
-    """The config files that files and glob patterns name, in their order, each once."""
-    configs: dict[str, str] = {}
-    programs = {os.path.realpath(__file__), os.path.realpath(script)}
-    for pattern in patterns:
-        named = os.path.lexists(pattern)
-        matches = [pattern] if named else sorted(glob.glob(pattern, recursive=True), key=natural)
-        if named and os.path.isdir(pattern):
-            raise UsageError(f'config is a directory: {pattern}; name its files: "{os.path.join(pattern, "*.py")}"')
-        if not matches:
-            raise UsageError(f"no config matches: {pattern}{near_misses(pattern)}")
-        for path in matches:
-            real = os.path.realpath(path)
-            if real in programs or os.path.basename(path) == "configurator.py" or os.path.isdir(path):
-                say(f"left out, not a config: {path}")
-            else:
-                configs.setdefault(real, os.path.join(".", path) if path.startswith("-") else path)
-    if not configs:
-        raise UsageError(f"no config is left of: {' '.join(patterns)}; name config files with --configs")
-    for path in configs.values():
-        if "=" in path:
-            raise UsageError(f"config path holds '=': {path}; the trainer would take it for an override, rename it")
-    return list(configs.values())
-
-
-def near_misses(pattern: str) -> str:
-    folder, name = os.path.split(pattern)
-    try:
-        return did_you_mean(name, os.listdir(folder or "."))
-    except OSError as error:
-        return "" if glob.has_magic(folder) else f"; {folder}: {error.strerror}"
-
-
-def split_values(text: str) -> list[str]:
-    """The values of a sweep: split at commas, those within brackets or quotes excepted."""
-    values, depth, quote = [""], 0, ""
-    for letter in text:
-        if quote or letter in "'\"":
-            quote = "" if letter == quote else quote or letter
-        elif letter in "([{" or letter in ")]}":
-            depth += 1 if letter in "([{" else -1
-        if letter == "," and not depth and not quote:
-            values.append("")
-        else:
-            values[-1] += letter
-    if depth or quote:  # they were no brackets or quotes
-        values = text.split(",")
-    return [str(read_as_configurator(value)) if value[:1] in ("'", '"') else value for value in values]
-
-
-def sweep_points(sweep: dict[str, list[str]]) -> Iterator[dict[str, str]]:
-    """The product of all sweeps, the last one fastest; one empty point without any."""
-    for values in itertools.product(*sweep.values()):
-        yield dict(zip(sweep, values))
-
-
-def clean_name(text: str) -> str:
-    """A directory name that holds only letters, digits, `.`, `_` and `-`, at most 200 bytes of them."""
-    name = re.sub(r"[^A-Za-z0-9._-]", "_", text).lstrip(".-") or "config"
-    if len(name) > 200:
-        name = f"{name[:191]}_{sha256(os.fsencode(text))[:8]}"
-    return name + "_" if name in RESERVED else name
-
-
-def config_names(paths: Sequence[str]) -> list[str]:
-    """A telling name per config: its stem, with as many of its directories as it takes to tell it from others."""
-    parts = [os.path.splitext(path)[0].split(os.sep) for path in paths]
-    depth = [1] * len(paths)
-    while True:
-        names = [clean_name("__".join(part[-count:])) for part, count in zip(parts, depth)]
-        times = Counter(name.casefold() for name in names)
-        deeper = [times[name.casefold()] > 1 and count < len(part) for name, part, count in zip(names, parts, depth)]
-        if not any(deeper):
-            return names
-        depth = [count + more for count, more in zip(depth, deeper)]
-
-
-def unique(names: Sequence[str]) -> list[str]:
-    """The same names, the second of two equal ones numbered (also equal where case doesn't count)."""
-    taken: set[str] = set()
-    done = []
-    for name in names:
-        numbers = itertools.count(2)
-        candidate = name
-        while candidate.casefold() in taken:
-            ending = f"_{next(numbers)}"
-            candidate = name[: 200 - len(ending)] + ending
-        taken.add(candidate.casefold())
-        done.append(candidate)
-    return done
-
-
-class Planner:
-    """Turns configs and overrides into experiments, by what the trainer and the configs set themselves."""
-
-    def __init__(self, script: Script) -> None:
-        self.script = script
-        self.configs: dict[str, Any] = {}  # path -> what it sets, or what is wrong with it
-
-    def plan(self, options: Options, configs: Sequence[str]) -> list[Experiment]:
-        """Every config at every point of the sweep, in that order."""
-        points = list(sweep_points(options.sweep))
-        endings = ["".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items()) for point in points]
-        named = zip(configs, config_names(configs))
-        names = [clean_name(name + ending) for (_, name), ending in itertools.product(named, endings)]
-        experiments = []
-        for (config, point), name in zip(itertools.product(configs, points), unique(names)):
-            overrides = {**options.overrides, **point}
-            if point and "wandb_run_name" in self.script.settings and "wandb_run_name" not in overrides:
-                overrides["wandb_run_name"] = name
-            experiments.append(self.experiment(name, config, overrides))
-        return experiments
-
-    def setting(self, key: str) -> str:
-        """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log."""
-        if key == "wandb_enabled" and (key not in self.script.settings or "wandb_log" in self.script.settings):
-            return "wandb_log"
-        return key
-
-    def plain(self, key: str, text: str) -> Any:
-        """A value as the trainer will read it; what doesn't fit is told by `experiment`."""
-        default = self.script.settings.get(self.setting(key), USUAL.get(key, UNKNOWN))
-        try:
-            return plain_value(trainer_form(text, default, self.script.strict), self.script.strict, default)
-        except ValueError:
-            return text
-
-    def config(self, path: str) -> dict[str, Any]:
-        """What a config sets; raises OSError or ValueError, as read_settings does."""
-        if path not in self.configs:
-            try:
-                self.configs[path] = read_settings(path)[0]
-            except (OSError, ValueError) as error:
-                text = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
-                self.configs[path] = ValueError(text)
-        found = self.configs[path]
-        if isinstance(found, ValueError):
-            raise found
-        assert isinstance(found, dict)
-        return found
-
-    def experiment(self, name: str, config: str, overrides: dict[str, str]) -> Experiment:
-        """Raises UsageError for an override that the trainer would die of."""
-        made = Experiment(name, config, overrides)
-        settings = dict(self.script.settings)
-        try:
-            settings.update(self.config(config))
-        except ValueError as error:
-            made.problem = f"config can't be used: {error}"
-        made.settings = settings
-        made.overrides = {self.setting(key): text for key, text in overrides.items()}
-        for key, text in made.overrides.items():
-            if not key.isidentifier():
-                raise UsageError(f"no setting's name: {key}")
-            if not made.problem and self.script.strict and key not in settings:
-                options = [item.name for item in fields(Options)]
-                close = did_you_mean(key, [*options, *settings])
-                raise UsageError(f"unknown setting '{key}' of {self.script.path} with {config}{close}")
-            default = settings.get(key, USUAL.get(key, UNKNOWN))
-            try:
-                form = trainer_form(text, default, self.script.strict)
-            except ValueError as wanted:
-                raise UsageError(f"value of --{key}: {text!r}; {config} wants {wanted}") from None
-            made.arguments.append(f"--{key}={form}")
-            settings[key] = made.values[key] = plain_value(form, self.script.strict, default)
-        return made
-
-
-def differing(experiments: Sequence[Experiment]) -> list[str]:
-    """The settings in which the experiments differ, in the order of the trainer."""
-    keys = dict.fromkeys(key for each in experiments[:1000] for key in each.settings)
-    common = {key: repr(experiments[0].settings.get(key)) for key in keys} if experiments else {}
-    keys = {
-        key: None for key, value in common.items() if any(repr(each.settings.get(key)) != value for each in experiments)
-    }
-    return [key for key in keys if key not in ("out_dir", "wandb_run_name")]
-
-
-def launcher_words(launcher: str, names: dict[str, str]) -> list[str]:
-    """What stands before the training script: split as a shell would, {name}, {dir}, … filled in.
-
-    Raises UsageError for a brace that means nothing."""
-
-    def fill(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        if match[1] not in names:
-            known = ", ".join(f"{{{name}}}" for name in names)
-            raise UsageError(f"launcher holds {match[0]}: {launcher}; it knows {known}, and doubled braces")
-        return names[match[1]]
-
-    try:
-        words = shlex.split(launcher)
-    except ValueError as error:
-        raise UsageError(f"launcher can't be split: {launcher}: {error}") from None
-    return [re.sub(r"\{\{|\}\}|\{(\w*)\}|[{}]", fill, word) for word in words] or [sys.executable]
-
-
-def build_command(options: Options, experiment: Experiment, folder: str, slot: Slot) -> list[str]:
-    names = {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
-    command = [*launcher_words(options.launcher, names), options.train_script, experiment.config]
-    return [*command, f"--out_dir={folder}", *experiment.arguments, *options.trainer_args]
-
-
-def shell_line(command: Sequence[str]) -> str:
-    """A command as a shell would take it, with no control character in it."""
-
-    def word(text: str) -> str:
-        if text.isprintable():
-            return shlex.quote(text)
-        plain = set(range(32, 127)) - set(b"'\\")
-        try:
-            data = os.fsencode(text)
-        except UnicodeEncodeError:  # no word of a command line, but one of a damaged file
-            data = text.encode(errors="replace")
-        return "$'" + "".join(chr(b) if b in plain else f"\\x{b:02x}" for b in data) + "'"
-
-    return " ".join(map(word, command))
-
-
-# --------------------------------------------------------------------------------------------------- state
-
-
-def now_iso() -> str:
-    return datetime.now().astimezone().isoformat(timespec="milliseconds")
-
-
-def write_file(path: str, data: bytes) -> None:
-    """Replace a file whole: a reader or a crash sees the old one or the new one."""
+    Who holds the batch's lock uses one temporary name for each file, so that a crash leaves few; others add their
+    pid, so that two writers never share one."""
     folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.tmp")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temporary)  # left by a crash, or planted
+    short = name[:200]  # a file's name has 255 bytes at the most
+    temporary = os.path.join(folder, f".{short}.tmp" if is_holder else f".{short}.{os.getpid()}.tmp")
     try:
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
+        with open(temporary, "wb") as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -754,22 +2006,40 @@ def write_file(path: str, data: bytes) -> None:
         raise
 
 
-def open_anew(path: str, flags: int) -> int:
-    """For open(): a file that is there is emptied, a symbolic link is not followed."""
-    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+def sweep_temporaries(folder: str) -> None:
+    """Remove what writers left that are dead; for the runner that has just taken the lock."""
+    for name in names_in(folder, r"\..*\.tmp"):
+        writer = re.fullmatch(r"\..*\.(\d{1,10})\.tmp", name)
+        if writer is None or not pid_exists(int(writer[1])):
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(folder, name))
 
 
-def write_json(path: str, value: dict[str, Any]) -> None:
-    """Write an object, a line for each key (and at the speed of C, which `indent` has not)."""
-    lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(each)}" for key, each in value.items())
-    write_file(path, f"{{\n{lines}\n}}\n".encode())
+def pid_exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON for people where it is small; `indent` has no fast writer, and nobody reads a thousand results by eye."""
+    is_large = isinstance(value, dict) and max(len(value.get(key) or ()) for key in ("results", "experiments")) > 100
+    return (json.dumps(value, indent=None if is_large else 2) + "\n").encode()
+
+
+def write_json(path: str, value: dict[str, Any], sync: bool = True) -> None:
+    write_file(path, json_bytes(value), sync)
 
 
 def read_json(path: str) -> Optional[dict[str, Any]]:
     """A JSON object from a file, None where there is no file; raises ValueError where it holds anything else."""
     try:
-        with open(path, "rb", opener=open_read) as file:
-            value = json.loads(file.read(), parse_float=finite, parse_constant=str)
+        with open(path, "rb") as file:
+            value = json.loads(file.read(), parse_float=finite_or_text, parse_constant=str)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -779,9 +2049,87 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
     return value
 
 
-def finite(text: str) -> Union[float, str]:
+def read_own(folder: str, name: str) -> dict[str, Any]:
+    """One of an experiment's own JSON files; empty where there is none that can be read."""
+    with contextlib.suppress(ValueError):
+        return read_json(os.path.join(folder, name)) or {}
+    return {}
+
+
+def finite_or_text(text: str) -> Union[float, str]:
     """A number as JSON has it; 1e999 stays a text, as nan and inf are."""
-    return float(text) if math.isfinite(float(text)) else text
+    number = float(text)
+    return number if math.isfinite(number) else text
+
+
+def to_json(value: Any) -> Any:
+    """A form that every JSON parser takes: losses that are not finite become texts."""
+    if isinstance(value, (Metrics, Result)):
+        return {key: to_json(each) for key, each in vars(value).items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def in_words(value: Any) -> Any:
+    """A setting's value for JSON: itself where JSON has it, null where it isn't known, else as Python writes it."""
+    if value is UNKNOWN:
+        return None
+    if isinstance(value, (bool, int, float, str, type(None))):
+        return to_json(value)
+    return repr(value)
+
+
+KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,),
+    "int": (int,),
+    "bool": (bool,),
+    "float": (int, float),
+    "list[Any]": (list,),
+    "list[str]": (list,),
+    "dict[str, Any]": (dict,),
+    "dict[str, str]": (dict,),
+}
+
+
+def from_json(cls: Callable[[], T], data: dict[str, Any]) -> T:
+    """A record from what was read from a file; a value of a wrong type stays at its default."""
+    made = cls()
+    for item in fields(made):  # type: ignore[arg-type]
+        kind = str(item.type)
+        if kind.startswith("Optional["):
+            kind = kind[len("Optional[") : -1]
+        value = field_from_json(kind, data.get(item.name), is_loss=isinstance(made, Metrics))
+        if value is not None:
+            setattr(made, item.name, value)
+    return made
+
+
+def field_from_json(kind: str, value: Any, is_loss: bool) -> Any:
+    """A field's value, None where what was read is none."""
+    if kind == "Metrics":
+        return from_json(Metrics, value) if isinstance(value, dict) else None
+    if kind == "Status":
+        return Status(value) if value in list(map(str, Status)) else None
+    if kind == "float" and is_loss and value in ("nan", "inf", "-inf"):
+        return float(value)
+    if not isinstance(value, KINDS.get(kind, ())):
+        return None
+    is_too_large = isinstance(value, (int, float)) and abs(value) >= 1e15
+    return None if is_too_large else value
+
+
+def names_in(folder: str, pattern: str) -> list[str]:
+    """The names in a directory that match; none where there is no directory."""
+    with contextlib.suppress(OSError):
+        return [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
+    return []
+
+
+def file_sha256(path: str) -> Optional[str]:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return sha256(file.read())
+    return None
 
 
 def free_bytes(folder: str) -> int:
@@ -789,21 +2137,51 @@ def free_bytes(folder: str) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
-class BatchHeld(Exception):
-    """Another runner has the batch; its text says who."""
+# ---- the batch's directory, and who holds it
 
 
-def open_own(folder: str, name: str, flags: int = APPEND) -> int:
-    """Open a file of the batch's own to write to it; raises UsageError where that can't be done."""
+def create_folder(base: str) -> tuple[str, str]:
+    """A new directory for a batch, `latest` pointing to it, and what is wrong with that link, if anything.
+
+    Raises UsageError where the directory can't be made."""
+    stem = os.path.join(base, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
     try:
-        return open_log(os.path.join(folder, name), flags)
+        os.makedirs(base, exist_ok=True)
+        for number in itertools.count(1):
+            folder = stem if number == 1 else f"{stem}_{number}"
+            with contextlib.suppress(FileExistsError):
+                os.mkdir(folder)
+                break
     except OSError as error:
-        raise UsageError(f"can't write to the batch: {os.path.join(folder, name)}: {error.strerror}") from None
+        raise UsageError(f"can't write to --base_out_dir: {base}: {error.strerror}") from None
+    return folder, point_latest(base, folder)
+
+
+def point_latest(base: str, folder: str) -> str:
+    """Returns what is wrong, where the link can't be set."""
+    latest = os.path.join(base, "latest")
+    link = os.path.join(base, f".latest.{os.getpid()}")
+    try:
+        os.symlink(os.path.basename(folder), link)
+        os.replace(link, latest)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            os.unlink(link)
+        is_copied = os.path.isdir(latest) and not os.path.islink(latest)
+        why = "is a directory, not a link" if is_copied else str(error.strerror)
+        return f"'latest' can't be set to this batch: {latest}: {why}"
+    return ""
 
 
 def hold_batch(folder: str) -> Optional[int]:
-    """Take the batch's lock, which the kernel drops when this process ends; None where the disk knows no locks."""
-    lock = open_own(folder, "runner.lock", os.O_RDWR)
+    """Take the batch's lock, which the kernel drops when this process ends; None where the disk knows no locks.
+
+    Raises BatchHeld where another runner has it, UsageError where the batch can't be written to."""
+    path = os.path.join(folder, LOCK)
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise UsageError(f"can't write to the batch: {path}: {error.strerror}") from None
     for tries in range(20):  # a reader that looks whether the lock is free holds it for an instant
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -818,13 +2196,14 @@ def hold_batch(folder: str) -> Optional[int]:
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(lock, 0)
         os.write(lock, f"pid {os.getpid()} on {os.uname().nodename} since {now_iso()}\n".encode())
+    sweep_temporaries(folder)
     return lock
 
 
 def is_held(folder: str) -> bool:
     """Whether a living runner holds the batch."""
     try:
-        lock = open_read(os.path.join(folder, "runner.lock"), os.O_RDONLY | os.O_NOFOLLOW)
+        lock = os.open(os.path.join(folder, LOCK), os.O_RDONLY)
     except OSError:
         return False
     try:
@@ -838,7 +2217,413 @@ def is_held(folder: str) -> bool:
     return False
 
 
+def batches_in(base: str) -> list[str]:
+    """The batches below a directory, the newest last: by when they began, which renames and copies don't change."""
+    begun = {LOCK, MASTER_LOG, PLAN}  # all that a runner leaves that died before its first summary
+    found = []
+    with contextlib.suppress(OSError):
+        for each in os.scandir(base):
+            is_batch = each.is_dir() and not each.is_symlink()
+            if is_batch and (holds_plan(each.path) or set(names_in(each.path, r"[^.].*")) - begun):
+                if re.fullmatch(BATCH_NAME, each.name) or looks_like_batch(each.path):
+                    found.append((began_at(each.path), natural(each.name), each.path))
+    return [path for _, _, path in sorted(found)]
+
+
+def holds_plan(folder: str) -> bool:
+    return os.path.exists(os.path.join(folder, PLAN, "plan.json"))
+
+
+def looks_like_batch(folder: str) -> bool:
+    """Whether a directory of another name is a batch: one that was renamed."""
+    return holds_plan(folder) or os.path.exists(os.path.join(folder, SUMMARY))
+
+
+def began_at(folder: str) -> float:
+    """When a batch began, in seconds of the epoch, as its own files tell; they may be large, but say it early."""
+    for path in (os.path.join(folder, SUMMARY), os.path.join(folder, PLAN, "plan.json")):
+        with contextlib.suppress(OSError, ValueError, OverflowError):
+            with open(path, "rb") as file:
+                told = re.search(rb'"start_time": "([^"]{1,40})"', file.read(1 << 14))
+            if told:
+                return datetime.fromisoformat(told[1].decode(errors="replace")).timestamp()
+    named = re.match(r"experiment_(\d{8}_\d{6})", os.path.basename(folder))
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        if named:
+            return datetime.strptime(named[1], "%Y%m%d_%H%M%S").timestamp()
+        return os.stat(folder).st_mtime
+    return 0.0
+
+
+def newest_batch(base: str) -> str:
+    """Raises UsageError where there is none."""
+    found = batches_in(base)
+    if not found:
+        raise UsageError(f"no batch in: {base}; name one, or its --base_out_dir")
+    return found[-1]
+
+
+# ---- the plan, as it was when the batch began
+
+
+@dataclass
+class PlannedExperiment:
+    """A line of plan.json."""
+
+    name: str = ""
+    config_path: str = ""
+    frozen: str = ""  # the config's copy in plan/; empty where there is none
+    config_sha256: str = ""
+    overrides: dict[str, str] = field(default_factory=dict)  # texts, as a user gives them
+    sweep: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class PlanFile:
+    """plan.json: what was planned, written before the first launch and never again but by --resume."""
+
+    head: dict[str, Any]
+    experiments: list[PlannedExperiment]
+
+
+def freeze(
+    folder: str, plan: Sequence[Experiment], read: Callable[[Experiment], Optional[bytes]], head: dict[str, Any]
+) -> PlanFile:
+    """Write plan/: each config once, under its own file name, and plan.json; synced. Raises OSError.
+
+    What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
+    place = os.path.join(folder, PLAN)
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(place)
+    names = frozen_names(place, [each.source or each.config for each in plan])
+    digests: dict[str, str] = {}
+    for each in plan:
+        origin = each.source or each.config
+        if origin in digests or origin not in names:
+            continue
+        data = read(each)
+        digests[origin] = sha256(data) if data is not None else ""
+        if data is not None and not is_below(origin, place):
+            copy_to_plan(os.path.join(place, names[origin]), data)
+    made = PlanFile(head, [planned_line(each, names, digests) for each in plan])
+    write_plan(folder, made)
+    return made
+
+
+def planned_line(each: Experiment, names: Mapping[str, str], digests: Mapping[str, str]) -> PlannedExperiment:
+    origin = each.source or each.config
+    digest = digests.get(origin, "")
+    own = {key: text for key, text in each.overrides.items() if key not in each.point}
+    return PlannedExperiment(each.name, each.config, names[origin] if digest else "", digest, own, each.point)
+
+
+def copy_to_plan(target: str, data: bytes) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(os.path.dirname(target))
+    write_file(target, data)
+
+
+def is_below(path: str, folder: str) -> bool:
+    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
+
+
+def frozen_names(place: str, paths: Iterable[str]) -> dict[str, str]:
+    """A name below plan/ for each config: its own, the second of two equal ones in a directory."""
+    taken = {"plan.json"}
+    names: dict[str, str] = {}
+    for path in dict.fromkeys(paths):
+        if is_below(path, place):
+            names[path] = os.path.relpath(path, place)
+            continue
+        numbers = itertools.count(2)
+        name = own = os.path.basename(path)
+        while name.casefold() in taken or os.path.lexists(os.path.join(place, name)):
+            name = os.path.join(str(next(numbers)), own)
+        taken.add(name.casefold())
+        names[path] = name
+    return names
+
+
+def write_plan(folder: str, plan: PlanFile) -> None:
+    lines = [vars(each) for each in plan.experiments]
+    write_json(os.path.join(folder, PLAN, "plan.json"), {**plan.head, "experiments": lines})
+
+
+def read_plan(folder: str) -> Optional[PlanFile]:
+    """plan.json, None where there is none that can be used."""
+    data = read_own(os.path.join(folder, PLAN), "plan.json")
+    lines = data.pop("experiments", None)
+    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+        return None
+    experiments = [from_json(PlannedExperiment, line) for line in lines]
+    are_names = all(each.name and each.name == clean_name(each.name) for each in experiments)
+    return PlanFile(data, experiments) if are_names else None
+
+
+# ---- the options of a batch, as its files have them
+
+
+def is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(is_text, value))
+
+
+def is_flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def is_whole_from(least: int) -> Callable[[Any], bool]:
+    return lambda value: type(value) is int and least <= value < 1_000_000
+
+
+def is_time(value: Any) -> bool:
+    return type(value) in (int, float) and 0 < value < 1e10
+
+
+def is_signal(value: Any) -> bool:
+    return value == "auto" or (is_text(value) and f"SIG{value}" in signal.Signals.__members__)
+
+
+PLAN_OPTIONS: dict[str, Callable[[Any], bool]] = {  # what --resume takes over from the batch
+    "trainer_args": are_texts,
+    "train_script": is_text,
+    "launcher": is_text,
+    "command": is_text,
+    "continue_with": is_text,
+    "checkpoints": is_text,
+    "metrics": are_texts,
+    "jobs": is_whole_from(1),
+    "devices": are_texts,
+    "gpus": is_whole_from(1),
+    "timeout": is_time,
+    "stall": is_time,
+    "retries": is_whole_from(0),
+    "max_failures": is_whole_from(1),
+    "grace": lambda value: value == 0 or is_time(value),
+    "stop_signal": is_signal,
+    "stop_on_nan": is_flag,
+    "shard": is_text,
+}
+
+
+def plan_options(options: Options) -> dict[str, Any]:
+    """The options that the batch's plan keeps, where they are not the defaults."""
+    usual = vars(Options())
+    return {key: value for key, value in vars(options).items() if key in PLAN_OPTIONS and value != usual[key]}
+
+
+def options_from_json(data: Any, where: str) -> dict[str, Any]:
+    """The options that a batch has kept; raises ValueError where one is none."""
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: not options: {clean(repr(data))[:100]}")
+    known = {key: value for key, value in data.items() if key in PLAN_OPTIONS}
+    for key, value in known.items():
+        if not PLAN_OPTIONS[key](value):
+            raise ValueError(f"{where}: not a value of {key}: {clean(repr(value))[:100]}")
+    return known
+
+
+# ---- reading a batch back
+
+
+@dataclass
+class StoredBatch:
+    """A batch as its files tell it."""
+
+    folder: str
+    summary: dict[str, Any]  # without the results
+    results: dict[str, Result]
+    plan: Optional[PlanFile]
+    notes: list[str]  # what was wrong with the files
+
+
+def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
+    """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
+    if not os.path.isdir(folder):
+        raise UsageError(f"no batch there: {folder}")
+    plan = read_plan(folder)
+    notes = []
+    try:
+        summary, results = read_summary(folder)
+    except ValueError as error:
+        if plan is None:
+            raise UsageError(f"summary is damaged: {error}; without it, the experiments' own files are read") from None
+        notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
+        summary, results = {}, None
+    if results is None:
+        summary, results = summary_from_plan(plan) if plan else summary_from_experiments(folder)
+    if plan:
+        for each in plan.experiments:
+            results.setdefault(each.name, Result(config_name=each.name, config_path=each.config_path))
+    held = is_held(folder) if held is None else held
+    bring_up_to_date(folder, summary, results, held)
+    return StoredBatch(folder, summary, results, plan, notes)
+
+
+def read_summary(folder: str) -> tuple[dict[str, Any], Optional[dict[str, Result]]]:
+    """The summary and its results, None where there is no summary. Raises ValueError for a damaged one."""
+    path = os.path.join(folder, SUMMARY)
+    summary = read_json(path)
+    if summary is None:
+        return {}, None
+    stored = summary.pop("results", None)
+    if not isinstance(stored, dict) or not all(isinstance(each, dict) for each in stored.values()):
+        raise ValueError(f"{path}: no results in it")
+    options_from_json(summary.get("options", {}), path)
+    if not isinstance(summary.get("train_script") or "", str):
+        raise ValueError(f"{path}: not a training script: {clean(repr(summary['train_script']))[:100]}")
+    return summary, {name: read_result(name, data, path) for name, data in stored.items()}
+
+
+def read_result(name: str, data: dict[str, Any], path: str) -> Result:
+    """A result as a summary has it; raises ValueError where what a resume builds on is of a wrong type."""
+    if name != clean_name(name):
+        raise ValueError(f"{path}: not an experiment's name: {clean(name)}")
+    result = from_json(Result, {**data, "config_name": name})
+    for key in ("config_path", "overrides", "status", "attempts"):
+        if key in data and data[key] != getattr(result, key):
+            raise ValueError(f"{path}: {name}: not a value of {key}: {clean(repr(data[key]))[:100]}")
+    if result.attempts < 0:
+        raise ValueError(f"{path}: not a number of attempts: {name}")
+    return result
+
+
+def summary_from_plan(plan: PlanFile) -> tuple[dict[str, Any], dict[str, Result]]:
+    """A stand-in for a lost summary."""
+    results = {each.name: Result(config_name=each.name, config_path=each.config_path) for each in plan.experiments}
+    return {**plan.head, "state": "interrupted"}, results
+
+
+def summary_from_experiments(folder: str) -> tuple[dict[str, Any], dict[str, Result]]:
+    """A stand-in for a lost summary where there is no plan either, from the experiments that were started."""
+    known = {}
+    for name in sorted(names_in(folder, r"[^.].*"), key=natural):
+        metadata = read_own(os.path.join(folder, name), METADATA)
+        if metadata and name == clean_name(name):
+            known[name] = metadata
+    if not known:
+        raise UsageError(f"no batch there: {folder}")
+    first = next(iter(known.values()))
+    results = {name: from_json(Result, {**each, "config_name": name}) for name, each in known.items()}
+    keys = ("train_script", "global_overrides", "options", "working_directory")
+    return {**{key: first.get(key) for key in keys if key in first}, "state": "interrupted"}, results
+
+
+def bring_up_to_date(folder: str, summary: dict[str, Any], results: dict[str, Result], held: bool) -> None:
+    """Lay the experiments' own files over a summary that may be older than they are."""
+    is_final = summary.get("state") == "finished" and not held
+    for name, result in results.items():
+        if result.status is not Status.COMPLETED and not is_final:
+            results[name] = catch_up(result, os.path.join(folder, name), held)
+    if not held and summary.get("state") == "running":
+        summary["state"] = "interrupted"
+
+
+def catch_up(result: Result, folder: str, held: bool) -> Result:
+    """A result as the experiment's own files tell it, which may be newer than the summary."""
+    own = read_own(folder, RESULT)
+    latest = from_json(Result, {**own, "config_name": result.config_name})
+    if own and latest.attempts >= result.attempts:
+        result = latest
+    metadata = read_own(folder, METADATA)
+    moved = [int(name[len("attempt_") :]) for name in names_in(folder, r"attempt_\d{1,6}")]
+    result.attempts = max([result.attempts, *moved])
+    attempt = metadata.get("attempt")
+    is_newer = isinstance(attempt, int) and (attempt > result.attempts or result.status is Status.RUNNING)
+    if isinstance(attempt, int) and is_newer:
+        result.attempts, result.status = attempt, Status.RUNNING
+        result.start_time = str(metadata.get("start_time"))
+        history = metadata.get("attempt_history")
+        result.attempt_history = history if isinstance(history, list) else []
+    if result.status is Status.RUNNING:
+        reader = LineReader()
+        reader.read(read_tail(os.path.join(folder, LOGS["stdout"])).replace(b"\r", b"\n"))
+        add_metrics(result.metrics, reader.take().metrics)
+        if not held:
+            result.status, result.error = Status.INTERRUPTED, "its runner died"
+    return result
+
+
+# ---- attempts
+
+
+class How(enum.Enum):
+    """How an attempt begins."""
+
+    STARTS = "starts"
+    CONTINUES = "continues"
+    STARTS_OVER = "starts over"
+
+
+@dataclass(frozen=True)
+class TakeUp:
+    """How the next attempt of an experiment begins, and why."""
+
+    how: How
+    why: str
+    checkpoint: str = ""  # from which it continues
+
+    def __str__(self) -> str:
+        between = " " if self.how is How.CONTINUES else ": "
+        return f"{self.how.value}{between}{self.why}"
+
+
+def take_up(experiment: Experiment, folder: str, attempts: int, options: Options) -> TakeUp:
+    """How an experiment that has had so many attempts begins its next one."""
+    if not attempts:
+        return TakeUp(How.STARTS, "first attempt")
+    if experiment.overrides.get("init_from") == "scratch":
+        return TakeUp(How.STARTS_OVER, "--init_from=scratch")
+    if options.continue_with is None and options.command:
+        return TakeUp(How.STARTS_OVER, "no --continue_with")
+    if options.continue_with is None and "init_from" not in experiment.settings:
+        return TakeUp(How.STARTS_OVER, "the trainer has no setting init_from")
+    found = checkpoints(folder, options.checkpoints)
+    if not found:
+        return TakeUp(How.STARTS_OVER, "no checkpoint")
+    return TakeUp(How.CONTINUES, f"from {os.path.relpath(found[0], folder)}", found[0])
+
+
+def move_aside(folder: str, attempt: int) -> None:
+    """Move all that an earlier attempt left to attempt_N/; its metadata last, so that a crash half-way is seen."""
+    target = os.path.join(folder, f"attempt_{attempt}")
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(target)
+    names = names_in(folder, r"(?!attempt_\d+$).*")
+    for name in sorted(names, key=METADATA.__eq__):
+        place = os.path.join(target, name)
+        while os.path.lexists(place):
+            place += "_"
+        os.rename(os.path.join(folder, name), place)
+
+
+def past(result: Result) -> dict[str, Any]:
+    """What the history keeps of an attempt."""
+    keys = ("start_time", "end_time", "status", "return_code", "error", "duration_seconds")
+    return {"attempt": result.attempts, **{key: getattr(result, key) for key in keys}}
+
+
+def override_texts(values: Any) -> dict[str, str]:
+    """Overrides as they are kept in JSON, in the form in which a user gives them."""
+    if not isinstance(values, dict):
+        return {}
+    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
 # ------------------------------------------------------------------------------------------------- process
+# A training as the operating system sees it: its group, its streams, the steps to its end, and who looks after it
+# when the runner is killed. It must not know of batches, results or consoles: it is given descriptors and callables.
+
+PIPE_SIZE = 1 << 18  # bytes that a stream's pipe holds, where the kernel allows it
+KILL_GAP = 0.2  # seconds: KILL never comes sooner after another signal: srun needs the time to end its remote task
+TERM_GAP = 1.0  # seconds between a late TERM and KILL
+LINGER = 2.0  # seconds that the rest of a group gets once its leader has ended by itself
+LOOK = 0.25  # seconds between two looks at a checkpoint that may be being written
+POLL = 0.05  # seconds between two looks at a group whose leader has gone: no event tells of its end
+GIVE_UP = 10.0  # seconds after KILL: what lives on then can't be killed
+MARK = "RUN_EXPERIMENTS_ATTEMPT"  # in a training's environment: which launch of which runner it is
+HANDS_ON_NOTHING = ("srun", "docker", "podman")  # launchers that end their task on TERM, and ignore or swallow INT
 
 
 @dataclass
@@ -847,131 +2632,484 @@ class ProcessInfo:
     state: str
     parent: int
     group: int
-    started: str
+    started: str  # in clock ticks since boot: tells it from a later process of the same pid
 
 
-def processes(pids: Optional[Iterable[int]] = None) -> list[ProcessInfo]:
-    """These or all processes of this machine, as /proc has them; none where there is no /proc (only Linux has it)."""
-    found = []
-    if pids is None:
-        pids = [int(name) for name in os.listdir("/proc") if name.isdigit()] if sys.platform == "linux" else []
-    for pid in pids:
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            with open(f"/proc/{pid}/stat", "rb") as file:
-                words = file.read().rpartition(b")")[2].decode().split()
-            found.append(ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]))
-    return found
+@dataclass
+class Exit:
+    """How the leader of a group ended."""
+
+    return_code: int
+    cpu_seconds: float
+    max_rss_bytes: int
 
 
-def group_members(group: int) -> list[int]:
-    """The living processes of a process group; zombies are none. Without /proc its number stands for them all."""
+def all_pids() -> list[int]:
+    """The pids of this machine; none where there is no /proc."""
     try:
-        os.killpg(group, 0)
-    except ProcessLookupError:
+        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+    except OSError:
         return []
-    except PermissionError:
-        return []  # none that could be signalled
-    if sys.platform != "linux":
-        return [group]
-    return [each.pid for each in processes() if each.group == group and each.state not in "ZX"]
+
+
+def process_info(pid: int) -> Optional[ProcessInfo]:
+    """What /proc tells of a process; None where it has gone, or where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            words = file.read().rpartition(b")")[2].decode().split()
+        return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def processes() -> list[ProcessInfo]:
+    found = map(process_info, all_pids())
+    return [each for each in found if each]
 
 
 def started_at(pid: int) -> Optional[str]:
     """When a process was started, in a form that tells it from a later one of the same pid; None if it is gone."""
-    if sys.platform == "linux":
-        return next((each.started for each in processes([pid]) if each.state not in "ZX"), None)
-    done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+    if os.path.exists("/proc/self/stat"):
+        found = process_info(pid)
+        alive = found is not None and found.state not in "ZX"
+        return found.started if found and alive else None
+    try:
+        done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
+    except OSError:
+        return None
     return done.stdout.strip() or None
 
 
-def signal_name(number: int) -> str:
+def command_line(pid: int) -> str:
+    """What a process was started as, for people; empty where that can't be read."""
     try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(4096).split(b"\0")
+    except OSError:
+        return ""
+    return clean(b" ".join(words).decode(errors="replace").strip())
 
 
-def open_log(path: str, flags: int = APPEND) -> int:
-    """Open a file to write to it; no link is followed, and no pipe in its place is waited for."""
-    return os.open(path, flags | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+def catches(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal; False where that can't be known."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
+            caught = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)", file.read())
+    except OSError:
+        return False
+    return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+class Group:
+    """The process group of a training, and what its leader has started in sessions of their own.
+
+    The leader is reaped as soon as it has exited; its number stays the group's as long as the group has members."""
+
+    def __init__(self, leader: int) -> None:
+        self.leader = leader
+        self.started = started_at(leader)
+        self.strays: dict[int, str] = {}  # pid -> when it was started: descendants outside the group
+        self.exit: Optional[Exit] = None
+
+    def poll(self) -> Optional[Exit]:
+        """How the leader ended; None while it runs."""
+        if self.exit is None:
+            pid, status, usage = os.wait4(self.leader, os.WNOHANG)
+            if pid:
+                unit = 1 if sys.platform == "darwin" else 1024
+                code = os.waitstatus_to_exitcode(status)
+                self.exit = Exit(code, round(usage.ru_utime + usage.ru_stime, 3), usage.ru_maxrss * unit)
+        return self.exit
+
+    def members(self) -> list[int]:
+        """The living processes of the group; zombies are none. Without /proc its number stands for them all."""
+        try:
+            os.killpg(self.leader, 0)
+        except (ProcessLookupError, PermissionError):
+            return []  # none, or none that could be signalled
+        known = processes()
+        if not known:
+            return [self.leader]
+        return [each.pid for each in known if each.group == self.leader and each.state not in "ZX"]
+
+    def signal(self, number: int) -> None:
+        self.remember_strays()  # while their parents live: later nothing tells whose they are
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.leader, number)
+
+    def remember_strays(self) -> None:
+        family = {self.leader}
+        known = processes()
+        for _ in known:  # so many generations at the most
+            children = {each.pid for each in known if each.parent in family}
+            if children <= family:
+                break
+            family |= children
+        outside = [each for each in known if each.pid in family and each.group != self.leader]
+        self.strays.update((each.pid, each.started) for each in outside)
+
+    def kill(self) -> None:
+        """KILL the group and the strays (torchrun's workers have sessions of their own)."""
+        self.signal(signal.SIGKILL)
+        for pid, started in self.strays.items():
+            if started_at(pid) == started:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def is_suspended(self) -> bool:
+        """Whether the leader is stopped (SIGSTOP, Ctrl+Z, Slurm's suspend)."""
+        found = process_info(self.leader)
+        return found is not None and found.state == "T"
+
+
+@dataclass
+class StopRules:
+    """How a training is asked to end."""
+
+    signal: str = "auto"  # a name without SIG, or auto
+    grace: float = GRACE  # seconds
+    launcher: tuple[str, ...] = ()  # the words that stand before the training script, if it isn't Python itself
+    folder: str = ""  # where the training writes its checkpoints
+    checkpoints: str = ""  # the pattern of their names
+
+    def choose(self, group: Group) -> int:
+        """The first signal. A person's Ctrl+C is INT, and Python cleans up on it; TERM cleans up only where a program
+        handles it. So it is TERM for one that does, INT for others."""
+        if self.signal != "auto":
+            return int(getattr(signal, f"SIG{self.signal}"))
+        if self.swallows_int():
+            return signal.SIGTERM
+        asked = [group.leader]
+        if self.launcher:  # what a launcher catches says nothing of the trainer behind it
+            asked = [pid for pid in group.members() if pid != group.leader]
+        return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in asked) else signal.SIGINT
+
+    def swallows_int(self) -> bool:
+        """Whether the launcher is one that does not hand INT on; `srun -X` does."""
+        if not self.launcher or os.path.basename(self.launcher[0]) not in HANDS_ON_NOTHING:
+            return False
+        return not {"-X", "--disable-status"} & set(self.launcher)
+
+
+class Ending:
+    """The end of a group, step by step: the stop signal, TERM if it has had none, KILL, each when the one before has
+    not helped; none while a checkpoint is being written, within bounds."""
+
+    def __init__(self, group: Group, rules: StopRules, now: float) -> None:
+        """Begin: with the signal where there is no checkpoint that could be cut off, else with a first look at it."""
+        self.group, self.rules = group, rules
+        self.sent: list[int] = []  # the signals so far
+        self.sent_at = -math.inf
+        self.hurried = self.given_up = self.has_waited = False
+        self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
+        self.looked_at = now
+        self.look = self.checkpoints_now()
+        self.deadline = now + LOOK
+        if not self.look:
+            self.send(rules.choose(group), now)
+
+    def step(self, now: float) -> str:
+        """Do what is due; returns what there is to say of it."""
+        if now < self.deadline or self.given_up:
+            return ""
+        if signal.SIGKILL in self.sent:
+            self.given_up = True
+            self.deadline = math.inf
+            return ""
+        if self.may_wait(now):
+            name = self.being_written(now)
+            if name is not None:
+                self.deadline = now + LOOK
+                return self.say_wait(name, now)
+        return self.send_next(now)
+
+    def send_next(self, now: float) -> str:
+        if not self.sent:
+            self.send(self.rules.choose(self.group), now)
+            return ""
+        last = signal_name(self.sent[-1])
+        if signal.SIGTERM not in self.sent:
+            self.send(signal.SIGTERM, now)
+            return f"did not end on {last}, gets SIGTERM"
+        self.send(signal.SIGKILL, now)
+        return f"did not end on {last}, killed"
+
+    def send(self, number: int, now: float) -> None:
+        """The signal leaves first; when the next one follows is worked out after that."""
+        if number == signal.SIGKILL:
+            self.group.kill()
+            wait = GIVE_UP
+        else:
+            self.group.signal(number)
+            wait = self.patience()
+        self.sent.append(number)
+        self.sent_at = now
+        self.deadline = now + wait
+
+    def patience(self) -> float:
+        """Seconds from a signal that may be handled to the next one."""
+        if self.sent:
+            return TERM_GAP
+        return KILL_GAP if self.hurried else max(KILL_GAP, self.rules.grace)
+
+    def hurry(self, now: float) -> None:
+        """The next signal as soon as may be, whatever is being written."""
+        self.hurried = True
+        if signal.SIGKILL not in self.sent:
+            self.deadline = min(self.deadline, max(now, self.sent_at + KILL_GAP))
+
+    def suspend(self, seconds: float) -> None:
+        """Suspended time is no time."""
+        self.deadline += seconds
+        self.wait_until += seconds
+
+    def checkpoints_now(self) -> dict[str, tuple[int, int]]:
+        if not self.rules.folder:
+            return {}
+        return being_written(self.rules.folder, self.rules.checkpoints)
+
+    def may_wait(self, now: float) -> bool:
+        return not self.hurried and now < self.wait_until
+
+    def being_written(self, now: float) -> Optional[str]:
+        """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
+        where nothing is being written. Sizes and times are only compared with each other: NFS has its own clock."""
+        before, before_at = self.look, self.looked_at
+        self.look, self.looked_at = self.checkpoints_now(), now
+        if not self.look:
+            return None
+        if now - before_at > 4 * LOOK:  # too long ago to tell
+            return ""
+        return next((name for name in self.look if self.look[name] != before.get(name)), None)
+
+    def say_wait(self, name: str, now: float) -> str:
+        if self.has_waited or not name:
+            return ""
+        self.has_waited = True
+        return f"waiting for {name} to be written (at most {whole_seconds(self.wait_until - now + 0.5)})"
+
+
+class LineSink(Protocol):
+    """What a Tee hands the lines of its stream to."""
+
+    def read(self, data: bytes) -> bool:
+        """Take in whole lines; returns whether they hold news."""
+        ...
+
+
+class Topic(enum.Enum):
+    """What a Tee has to tell."""
+
+    NEWS = "its reader has found something"
+    LOG_FAILED = "a log can't be written"
+    LOG_RESTORED = "a log had gone and was put back"
+    ENDED = "its stream is at the end"
+    LEFT_OPEN = "its stream is left, as a process outside the group still holds it"
+
+
+@dataclass(frozen=True)
+class Message:
+    """From a Tee to the loop."""
+
+    topic: Topic
+    stream: str = ""
+    log: str = ""
+    text: str = ""
+
+
+class Log:
+    """A log that is written as its stream comes. What goes wrong with it is kept and told, never raised."""
+
+    def __init__(self, path: str, users: int) -> None:
+        """Raises OSError where the file can't be opened."""
+        self.path = path
+        self.name = os.path.basename(path)
+        self.users = users  # the Tees that write to it; the last one closes it
+        self.lock = threading.Lock()
+        self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+
+    def write(self, parts: Sequence[bytes]) -> str:
+        """Append, in one piece; returns what went wrong. A disk that is full may have room again for the next."""
+        try:
+            done = os.writev(self.descriptor, parts)
+            if done < sum(map(len, parts)):
+                rest = b"".join(parts)[done:]
+                while rest:
+                    rest = rest[os.write(self.descriptor, rest) :]
+        except OSError as error:
+            return str(error.strerror)
+        return ""
+
+    def release(self) -> list[Message]:
+        """A user is done with it; the last one sees to it that the file is in its place, and closes it."""
+        with self.lock:
+            self.users -= 1
+            is_last = self.users == 0
+        if not is_last:
+            return []
+        told = [self.put_back(), self.close()]
+        return [each for each in told if each]
+
+    def put_back(self) -> Optional[Message]:
+        """A trainer that remakes its directory takes the logs away; what is open still has every byte."""
+        try:
+            if self.is_in_place():
+                return None
+            self.copy_to_place()
+        except OSError as error:
+            return self.failed(f"it was deleted or replaced, and can't be put back: {error.strerror}")
+        return Message(Topic.LOG_RESTORED, log=self.name)
+
+    def is_in_place(self) -> bool:
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return os.path.samestat(there, os.fstat(self.descriptor))
+
+    def copy_to_place(self) -> None:
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(os.path.dirname(self.path))
+        with open(self.path, "xb") as target:
+            offset = 0
+            while block := os.pread(self.descriptor, BLOCK, offset):
+                target.write(block)
+                offset += len(block)
+
+    def close(self) -> Optional[Message]:
+        """Some file systems tell only now that a quota was exceeded."""
+        try:
+            os.close(self.descriptor)
+        except OSError as error:
+            return self.failed(str(error.strerror))
+        return None
+
+    def failed(self, text: str) -> Message:
+        return Message(Topic.LOG_FAILED, log=self.name, text=text)
 
 
 def stamp(label: str) -> bytes:
+    """What stands before a line of combined.log."""
     now = time.time()
     clock = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(now))
     return f"{clock}.{int(now % 1 * 1000):03d} [{label}] ".encode()
 
 
-class Tee(threading.Thread):
-    """Copies one stream of a training to its log as it comes, and stamped line by line to combined.log."""
+def bytes_in(pipe: int) -> int:
+    """How many bytes wait in a pipe."""
+    answer = fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0))
+    return int(struct.unpack("i", answer)[0])
 
-    def __init__(self, training: Training, name: str, source: int, cancel: int) -> None:
-        super().__init__(name=f"{training.experiment.name} {name}", daemon=True)
-        self.training, self.label, self.source, self.cancel = training, name.upper(), source, cancel
-        self.logs = {each: training.logs[each] for each in (name, "combined")}
-        self.log, self.combined = self.logs.values()
-        self.failures: dict[int, str] = {}  # log -> what went wrong first
+
+def widen(pipe: int) -> None:
+    """A larger pipe holds a training up less often; refused once a user holds many, and known to Linux only."""
+    with contextlib.suppress(OSError):
+        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+
+
+class Tee(threading.Thread):
+    """Copies one stream of a training to its log as it comes, and stamped line by line to combined.log.
+
+    It is started before the training's directory is touched and waits for `begin`, so that a shortage of threads
+    costs nothing. Nothing is queued: a slow disk slows the training, and never fills the memory."""
+
+    def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
+        super().__init__(name=f"tee {stream}", daemon=True)
+        self.stream, self.source, self.wake, self.post = stream, source, wake, post
+        self.begun = threading.Event()
+        self.logs: Optional[tuple[Log, Log]] = None
+        self.reader: Optional[LineSink] = None
+        self.follow: Optional[Callable[[bytes], None]] = None
+        self.label = stream.upper()
         self.rest = b""  # the unfinished line
-        self.blocks: queue.Queue[bytes] = queue.Queue(2)  # for the stamper, once there is one
-        self.stamper: Optional[threading.Thread] = None
-        self.after_return = False
-        self.last_output = time.monotonic()
-        self.queued = False  # srun waits for its resources
-        self.evaluations: deque[bytes] = deque(maxlen=1000)  # for the master log; a flood loses its oldest
+        self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
+        self.announced = False  # the loop has been told of news, and has not taken them yet
+        self.failed: set[str] = set()  # the logs of which it was told
+        self.draining = False  # the group is gone: only what the pipe holds now is still read
+        self.left: Optional[int] = None  # so many bytes of it
+        self.buffer = bytearray(BLOCK)  # used again and again: new ones of this size tear the heap to pieces
+        self.is_busy = False  # it has a block in hand
+        self.quiet_since = time.monotonic()  # when it last began to wait for output
         os.set_blocking(source, False)
 
+    def begin(self, log: Log, combined: Log, reader: LineSink, follow: Optional[Callable[[bytes], None]]) -> None:
+        self.logs, self.reader, self.follow = (log, combined), reader, follow
+        self.quiet_since = time.monotonic()
+        self.is_busy = True
+        self.begun.set()
+
+    def dismiss(self) -> None:
+        """There is no training: end the thread."""
+        self.begun.set()
+
+    def drain(self) -> None:
+        """Read only what the pipe holds now; the caller then wakes the thread through the pipe `wake`."""
+        self.draining = True
+
     def run(self) -> None:
+        self.begun.wait()
+        if self.logs is None:
+            os.close(self.source)
+            return
+        while block := self.next_block():
+            self.take_safely(block)
+        is_left_open = self.left == 0 and not self.is_at_end()
+        if self.rest:
+            self.take_safely(b"\n", is_end=True)
+        os.close(self.source)
+        for log in self.logs:
+            for message in log.release():
+                self.post(message)
+        self.is_busy = False
+        self.quiet_since = time.monotonic()
+        self.post(Message(Topic.LEFT_OPEN if is_left_open else Topic.ENDED, self.stream))
+
+    def next_block(self) -> bytes:
+        """Some bytes of the stream; none at its end, or when all is read that a group has left."""
+        while True:
+            if self.draining and self.left is None:
+                self.left = bytes_in(self.source)
+            if self.left == 0:
+                return b""
+            try:
+                room = BLOCK if self.left is None else min(BLOCK, self.left)
+                size = os.readv(self.source, [memoryview(self.buffer)[:room]])
+            except BlockingIOError:
+                self.wait_for_output()
+                continue
+            if self.left is not None:
+                self.left -= size
+            return bytes(memoryview(self.buffer)[:size])
+
+    def wait_for_output(self) -> None:
+        self.quiet_since = time.monotonic()
+        self.is_busy = False
         poll = select.poll()
         poll.register(self.source, select.POLLIN)
-        poll.register(self.cancel, select.POLLIN)
+        poll.register(self.wake, select.POLLIN)
+        poll.poll()
+        self.is_busy = True
+
+    def is_at_end(self) -> bool:
+        """Whether nobody holds the other end of the pipe any more."""
+        poll = select.poll()
+        poll.register(self.source, select.POLLIN)
+        return any(event & select.POLLHUP for _, event in poll.poll(0))
+
+    def take_safely(self, block: bytes, is_end: bool = False) -> None:
+        """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
-            while not self.training.cancelled:
-                try:
-                    block = os.read(self.source, BLOCK)
-                except BlockingIOError:
-                    poll.poll()
-                    continue
-                if not block:
-                    break
-                self.last_output = time.monotonic()
-                self.write(self.log, [block])
-                if len(block) == BLOCK and not self.stamper:
-                    self.start_stamper()
-                self.blocks.put(block) if self.stamper else self.pass_on(block)
-        except Exception as error:  # no memory
-            self.fail(self.log, repr(error))
-        os.close(self.source)
-        if self.stamper:
-            self.blocks.put(b"")
-            self.stamper.join()
-        else:
-            self.pass_on(b"")
-        self.training.post(self.training.on_stream_end)
-
-    def start_stamper(self) -> None:
-        """A second thread for combined.log: of a flood, one block is stamped and written while the next one is read."""
-        stamper = threading.Thread(target=self.stamp_blocks, name=f"{self.name} stamper", daemon=True)
-        with contextlib.suppress(RuntimeError):  # no thread can be had: one must do
-            stamper.start()
-            self.stamper = stamper
-
-    def stamp_blocks(self) -> None:
-        block = b"."
-        while block:
-            block = self.blocks.get()
-            self.pass_on(block)
-
-    def pass_on(self, block: bytes) -> None:
-        """Hand a block of the stream, b"" for its end, to combined.log and to what reads the lines."""
-        try:
-            if block:
+            if is_end:
+                self.take_lines(block, len(block))
+            else:
                 self.take(block)
-            elif self.rest:
-                self.take_lines(b"\n", 1)
-        except Exception as error:  # no memory
-            self.fail(self.combined, repr(error))
+        except Exception as error:
+            self.rest = b""
+            self.tell_failure(LOGS["combined"], f"{type(error).__name__}: {error}")
 
     def take(self, block: bytes) -> None:
+        assert self.logs
+        self.write(self.logs[0], [block])
         if self.after_return and block[:1] == b"\n":
             block = block[1:]
         self.after_return = block[-1:] == b"\r"
@@ -979,7 +3117,7 @@ class Tee(threading.Thread):
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1
         if not end and len(self.rest) + len(block) > LINE_LIMIT:
-            block += b"\n"
+            block += b"\n"  # an endless line is broken here, in combined.log only
             end = len(block)
         if end:
             self.take_lines(block, end)
@@ -988,586 +3126,813 @@ class Tee(threading.Thread):
 
     def take_lines(self, block: bytes, end: int) -> None:
         """Take the unfinished line and, up to `end`, the lines of a block; what follows is unfinished now."""
+        assert self.logs and self.reader
+        lines = self.rest + block[:end] if self.rest or end < len(block) else block
+        self.rest = block[end:]
         mark = stamp(self.label)
-        stamped = block.replace(b"\n", b"\n" + mark)
-        first, self.rest = self.rest, block[end:]
-        whole = len(stamped) - len(self.rest) - len(mark)
-        self.write(self.combined, [mark, first, memoryview(stamped)[:whole]])
-        if self.training.batch.console.follow:
-            name = f"{self.training.experiment.name}: " if self.training.batch.slots > 1 else ""
-            self.training.batch.console.copy(name, first + block[:end])
-        if self.label == "STDOUT":
-            read = self.training.result.metrics.read
-            cut = block.find(b"\n") + 1 if first else 0
-            evaluations = read(first + block[:cut]) + read(block, cut, end)
-            if evaluations:
-                self.evaluations.extend(evaluations)
-                self.training.post(self.training.on_evaluation)
-        elif self.queued or b"queued and waiting for resources" in block:
-            self.queued = b"has been allocated" not in block.rpartition(b"queued and waiting")[2]
-            self.training.clock = time.monotonic()
-            self.training.post(lambda: None)  # the loop's deadlines are others now
+        self.write(self.logs[1], [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"])
+        if self.follow:
+            self.follow(lines)
+        if self.reader.read(lines) and not self.announced:
+            self.announced = True  # one message waits at a time, however fast the training prints
+            self.post(Message(Topic.NEWS, self.stream))
 
-    def write(self, log: int, parts: Sequence[bytes | memoryview]) -> None:
-        """Append to a log, in one piece; one that can't be written doesn't stop the training."""
-        try:
-            done = os.writev(log, parts)
-            rest = b"".join(parts)[done:] if done < sum(map(len, parts)) else b""
-            while rest:
-                rest = rest[os.write(log, rest) :]
-        except OSError as error:
-            self.fail(log, str(error.strerror))
+    def write(self, log: Log, parts: Sequence[bytes]) -> None:
+        problem = log.write(parts)
+        if problem:
+            self.tell_failure(log.name, problem)
 
-    def fail(self, log: int, why: str) -> None:
-        if log not in self.failures:
-            self.failures[log] = why
-            self.training.post(self.training.on_log_failure)
+    def tell_failure(self, log: str, problem: str) -> None:
+        if log not in self.failed:
+            self.failed.add(log)
+            self.post(Message(Topic.LOG_FAILED, self.stream, log, problem))
 
 
-class Training:
-    """One attempt of an experiment: its process group, its streams, and how far its end has come."""
+class Phase(enum.Enum):
+    """How far a process is on its way."""
+
+    RUNNING = "running"
+    STOPPING = "asked to end"
+    LINGERING = "the leader has ended, others of its group may not have"
+    DRAINING = "the group is gone, what it has printed is still being read"
+    OVER = "over"
+
+
+class Stream(Protocol):
+    """What a Process needs of a Tee."""
+
+    stream: str
+    is_busy: bool
+    quiet_since: float
+
+    def drain(self) -> None: ...
+
+
+@dataclass
+class Limits:
+    """How long an attempt may take; None: as long as it likes."""
+
+    timeout: Optional[float] = None  # seconds
+    stall: Optional[float] = None  # seconds without output
+
+
+class Process:
+    """A training from its launch to the end of its streams. All of it is the loop's, no thread's.
+
+    RUNNING -> STOPPING -> LINGERING -> DRAINING -> OVER; `enter` is the one place in which the phase changes. Each
+    phase has one deadline; `step` does what is due."""
 
     def __init__(
-        self, experiment: Experiment, result: Result, folder: str, slot: Slot, options: Options, batch: Batch
+        self, group: Group, streams: Sequence[Stream], wake: Sequence[int], limits: Limits, rules: StopRules, now: float
     ) -> None:
-        self.experiment, self.result, self.folder, self.slot = experiment, result, folder, slot
-        self.options, self.batch = options, batch
-        self.pid = 0
-        self.return_code: Optional[int] = None  # of the group's leader, once it has exited
-        self.status, self.error = "", ""  # why the runner ended it, if it did
-        self.began = self.clock = time.monotonic()  # clock: from when --timeout counts
-        self.kill_at = self.kill_earliest = self.drain_until = math.inf
-        self.last_signal = ""  # the runner's latest to the group
-        self.group_gone = self.cancelled = False
-        self.next_look = 0.0  # at the rest of the group, once its leader has exited: no event tells of its end
-        self.open_streams = 0
-        self.logs: dict[str, int] = {}
-        self.tees: list[Tee] = []
-        self.wake: tuple[int, ...] = ()  # a pipe whose end tells the tees to stop
-        self.log_failures: list[str] = []
-        self.evaluated = False
+        """`wake` are the two ends of the pipe that wakes the streams' threads."""
+        self.group, self.streams, self.limits, self.rules = group, streams, limits, rules
+        self.wake = list(wake)
+        self.phase = Phase.RUNNING
+        self.began = now
+        self.clock = now  # from when the timeout counts
+        self.awake_since = now  # from when silence counts: a suspension is over, a queue is left
+        self.is_queued = False  # srun waits for resources, and time doesn't count
+        self.open = {each.stream for each in streams}
+        self.ending: Optional[Ending] = None  # once it has been asked to end
+        self.reason = ""  # why it was
+        self.ended_at = now
+        self.is_stuck = False  # KILL did not end it
+        self.kill_left = False  # what lingers has been killed
+        self.is_hurried = False
+        self.failed_logs: dict[str, str] = {}  # log -> what went wrong first
+        self.restored_logs: list[str] = []
+        self.is_left_open = False
+        self.has_news = False
+        self.remarks: list[str] = []  # to be said
+        self.warnings: list[str] = []  # to be kept with the result
+        self.deadline = self.next_limit(now)
 
-    def post(self, event: Callable[[], None]) -> None:
-        self.batch.events.put(event)
+    def enter(self, phase: Phase, deadline: float) -> None:
+        self.phase, self.deadline = phase, deadline
 
-    def start(self, command: Sequence[str]) -> None:
-        """Start the process and its threads; raises OSError or RuntimeError, and then nothing is left of it."""
-        wrapped = [*guard(), *command]
-        environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        sinks: list[int] = []
-        try:
-            for name, file in LOGS.items():
-                self.logs[name] = open_log(os.path.join(self.folder, file))
-            self.wake = os.pipe()
-            for name in ("stdout", "stderr"):
-                source, sink = os.pipe()
-                sinks.append(sink)
-                widen(source)
-                self.tees.append(Tee(self, name, source, self.wake[0]))
-                self.tees[-1].start()
-                self.open_streams += 1
-            process = subprocess.Popen(
-                wrapped,
-                stdin=subprocess.DEVNULL,
-                stdout=sinks[0],
-                stderr=sinks[1],
-                env=environment,
-                start_new_session=True,
-            )
-            self.pid = process.pid
-            process.returncode = 0  # it is reaped by `on_exit`, never by Popen
-            threading.Thread(target=self.wait_for_exit, daemon=True).start()
-        except BaseException:
-            if self.pid:
-                os.killpg(self.pid, signal.SIGKILL)
-                os.waitpid(self.pid, 0)
-            self.cancel()
-            for tee in self.tees:
-                if tee.ident:
-                    tee.join()
-                else:  # no thread could be had
-                    os.close(tee.source)
-            self.close()
-            raise
-        finally:
-            for sink in sinks:
-                os.close(sink)
+    # ---- what comes from outside
 
-    def wait_for_exit(self) -> None:
-        """A thread: wait until the leader exits, but leave it a zombie, so that its pid can't be another's."""
-        if hasattr(os, "waitid"):
-            os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOWAIT)
-            self.post(lambda: self.on_exit(*os.wait4(self.pid, 0)[1:]))
-        else:  # macOS before Python 3.13
-            status, usage = os.wait4(self.pid, 0)[1:]
-            self.post(lambda: self.on_exit(status, usage))
+    def hear(self, message: Message) -> None:
+        """Take in what a Tee has to tell."""
+        if message.topic is Topic.NEWS:
+            self.has_news = True
+        elif message.topic is Topic.LOG_FAILED:
+            self.on_log_failure(message.log, message.text)
+        elif message.topic is Topic.LOG_RESTORED:
+            self.restored_logs.append(message.log)
+            self.remark(f"{message.log} had been deleted, and was put back")
+        else:
+            self.open.discard(message.stream)
+        if message.topic is Topic.LEFT_OPEN and not self.is_left_open:
+            self.is_left_open = True
+            self.remarks.append("a process outside its group still holds its output, left alone")
 
-    def on_exit(self, status: int, usage: Any) -> None:
-        self.return_code = os.waitstatus_to_exitcode(status)
-        self.result.cpu_seconds = round(usage.ru_utime + usage.ru_stime, 3)
-        self.result.max_rss_bytes = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        self.result.duration_seconds = round(time.monotonic() - self.began, 3)
-        self.kill_at = min(self.kill_at, time.monotonic() + LINGER)
+    def on_log_failure(self, log: str, text: str) -> None:
+        if log not in self.failed_logs:
+            self.failed_logs[log] = text
+            self.remark(f"{log} is incomplete: {text}")
 
-    def on_stream_end(self) -> None:
-        self.open_streams -= 1
+    def remark(self, text: str) -> None:
+        """Something to be said, and to be kept with the result."""
+        self.remarks.append(text)
+        self.warnings.append(text)
 
-    def on_evaluation(self) -> None:
-        self.evaluated = True
-        waiting = self.tees[0].evaluations
-        while waiting:
-            self.batch.say(f"{self.experiment.name}: {waiting.popleft().decode()}")
-        self.batch.changed(self.result)
-
-    def on_log_failure(self) -> None:
-        for tee in self.tees:
-            for name, log in tee.logs.items():
-                if log in tee.failures and name not in self.log_failures:
-                    self.log_failures.append(name)
-                    self.batch.say(f"{self.experiment.name}: {name}.log is incomplete: {tee.failures[log]}")
-
-    def stop(self, status: str, error: str) -> None:
-        """Ask the group to end; KILL follows after the grace. Does nothing where the leader has ended already."""
-        if self.return_code is None and not self.status and not self.has_exited():
-            self.status, self.error = status, error
-            self.ask_to_end(self.options.stop_signal, KILL_GAP)
-            self.kill_at = max(self.kill_earliest, time.monotonic() + self.options.grace)
-
-    def ask_to_end(self, name: str, gap: float) -> None:
-        self.last_signal = name
-        self.kill_earliest = self.kill_at = time.monotonic() + gap
-        self.signal_group(getattr(signal, f"SIG{name}"))
-
-    def has_exited(self) -> bool:
-        """Whether the leader has ended by itself, though the event that says so is yet to come."""
-        look = os.WEXITED | os.WNOHANG | os.WNOWAIT
-        return hasattr(os, "waitid") and os.waitid(os.P_PID, self.pid, look) is not None
-
-    def hurry(self) -> None:
-        """KILL as soon as may be."""
-        self.kill_at = min(self.kill_at, max(time.monotonic(), self.kill_earliest))
-
-    def signal_group(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.pid, number)
-
-    def kill(self) -> None:
-        """KILL the group, and what its leader has started in sessions of their own (torchrun's workers)."""
-        self.kill_at = math.inf
-        family, known = {self.pid}, processes()
-        for _ in known:
-            children = {each.pid for each in known if each.parent in family} - family
-            if not children:
-                break
-            family |= children
-        self.signal_group(signal.SIGKILL)
-        for pid in family - {self.pid} - {each.pid for each in known if each.group == self.pid}:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-
-    def queued(self) -> bool:
-        return any(tee.queued for tee in self.tees)
-
-    def limits(self) -> list[tuple[float, str]]:
-        """When the experiment runs into a limit, and what is said then; the time in a queue doesn't count."""
-        if self.queued():
-            return []
-        limits = []
-        if self.options.timeout:
-            text = f"not done after {show_duration(self.options.timeout)} (--timeout)"
-            limits.append((self.clock + self.options.timeout, text))
-        if self.options.stall:
-            quiet_since = max(tee.last_output for tee in self.tees)
-            text = f"stalled: no output for {show_duration(self.options.stall)} (--stall)"
-            limits.append((quiet_since + self.options.stall, text))
-        return limits
-
-    def due(self) -> float:
-        """The monotonic time at which `advance` has something to do, unless an event comes first."""
-        if self.return_code is None:
-            return self.kill_at if self.status else min([at for at, _ in self.limits()], default=math.inf)
-        if not self.group_gone:
-            return min(self.kill_at, self.next_look)
-        return self.drain_until
-
-    def advance(self, now: float) -> None:
-        """Take the steps towards the end that are due."""
-        if self.return_code is None:
-            if not self.status:
-                for at, text in self.limits():
-                    if at <= now:
-                        self.stop("timeout", text)
-            elif now >= self.kill_at and self.last_signal != "TERM":
-                self.batch.say(f"{self.experiment.name}: did not end on SIG{self.last_signal}, gets SIGTERM")
-                self.ask_to_end("TERM", TERM_GAP)
-            elif now >= self.kill_at:
-                self.batch.say(f"{self.experiment.name}: did not end on SIG{self.options.stop_signal}, killed")
-                self.kill()
+    def stop(self, reason: str, now: float) -> None:
+        """Ask the group to end; does nothing where it has been asked, or has ended by itself."""
+        if self.phase is not Phase.RUNNING:
             return
-        if not self.group_gone:
-            left = group_members(self.pid)
-            if left and now >= self.kill_at:
-                self.batch.say(f"{self.experiment.name}: killed what it left behind: pid {', '.join(map(str, left))}")
-                self.kill()
-                left = []
-            self.next_look = now + 0.05
-            if not left:
-                self.group_gone = True
-                self.drain_until = now + DRAIN
-        elif self.open_streams and now >= self.drain_until and not self.cancelled:
-            self.batch.say(f"{self.experiment.name}: a process outside its group still holds its output, left alone")
-            self.cancel()
+        self.note_exit(now)
+        if self.phase is Phase.RUNNING:
+            self.reason = reason
+            self.ending = Ending(self.group, self.rules, now)
+            self.enter(Phase.STOPPING, self.ending.deadline)
 
-    def cancel(self) -> None:
-        """Have the tees stop without the end of their streams."""
-        self.cancelled = True
-        self.drain_until = math.inf
-        if self.wake:
-            os.close(self.wake[1])
-            self.wake = self.wake[:1]
+    def hurry(self, now: float) -> None:
+        """No more patience: KILL as soon as may be, and no waiting for a disk."""
+        self.is_hurried = True
+        if self.ending:
+            self.ending.hurry(now)
+        if self.phase is Phase.STOPPING and self.ending:
+            self.deadline = self.ending.deadline
+        elif self.phase is Phase.LINGERING:
+            self.deadline = now
+        elif self.phase is Phase.DRAINING:
+            self.deadline = min(self.deadline, now + GIVE_UP)
 
-    def is_over(self) -> bool:
-        return self.return_code is not None and self.group_gone and not self.open_streams
+    def set_queued(self, is_queued: bool, now: float) -> None:
+        """srun waits for resources, or has them: the time in a queue doesn't count."""
+        if is_queued == self.is_queued:
+            return
+        self.is_queued = is_queued
+        self.clock = self.awake_since = now
+        if self.phase is Phase.RUNNING:
+            self.deadline = self.next_limit(now)
 
-    def lost_logs(self) -> list[str]:
-        """The logs that are no longer, or not wholly, where they should be."""
-        lost = list(self.log_failures)
-        for name, log in self.logs.items():
-            try:
-                there = os.path.samestat(os.fstat(log), os.stat(os.path.join(self.folder, LOGS[name])))
-            except OSError:
-                there = False
-            if not there and name not in lost:
-                lost.append(name)
-        return lost
+    def suspend(self, seconds: float, now: float) -> None:
+        """All stood still for so long: deadlines move by it, and silence counts anew."""
+        self.clock += seconds
+        self.deadline += seconds
+        self.awake_since = now
+        if self.ending:
+            self.ending.suspend(seconds)
+
+    # ---- the way to the end
+
+    def step(self, now: float) -> None:
+        """Do what is due, through as many phases as have passed."""
+        steps = {
+            Phase.RUNNING: self.step_running,
+            Phase.STOPPING: self.step_stopping,
+            Phase.LINGERING: self.step_lingering,
+            Phase.DRAINING: self.step_draining,
+        }
+        before = None
+        while before is not self.phase and self.phase is not Phase.OVER:
+            before = self.phase
+            steps[self.phase](now)
+
+    def note_exit(self, now: float) -> bool:
+        """Whether the leader has ended; if so, what is left of its group lingers."""
+        if self.group.poll() is None:
+            return False
+        self.ended_at = now
+        # After a stop the rest keeps the stop's own time: a wrapper dies at once, and the trainer under it may save.
+        self.enter(Phase.LINGERING, self.ending.deadline if self.ending else now + LINGER)
+        return True
+
+    def step_running(self, now: float) -> None:
+        if self.note_exit(now) or now < self.deadline:
+            return
+        reason = self.limit_reached(now)
+        if reason:
+            self.stop(reason, now)
+        else:
+            self.deadline = self.next_limit(now)  # output has moved it
+
+    def step_stopping(self, now: float) -> None:
+        assert self.ending
+        if self.note_exit(now):
+            return
+        self.say_of_ending(now)
+        if self.ending.given_up:
+            self.give_up([self.group.leader])
+
+    def say_of_ending(self, now: float) -> None:
+        assert self.ending
+        said = self.ending.step(now)
+        if said:
+            self.remarks.append(said)
+        self.deadline = self.ending.deadline
+
+    def step_lingering(self, now: float) -> None:
+        left = self.group.members()
+        if not left:
+            self.enter(Phase.DRAINING, now + GIVE_UP if self.is_hurried else math.inf)
+            self.drain_streams()
+        elif self.ending:
+            self.say_of_ending(now)
+            if self.ending.given_up:
+                self.give_up(left)
+        elif now >= self.deadline and self.kill_left:
+            self.give_up(left)
+        elif now >= self.deadline:
+            named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 80)})" for pid in left)
+            self.remark(f"killed what it left behind: {named}")
+            self.group.kill()
+            self.kill_left = True
+            self.deadline = now + GIVE_UP
+
+    def drain_streams(self) -> None:
+        """Each stream ends once it has what its pipe holds; the end of the pipe `wake` is in its thread's poll."""
+        for each in self.streams:
+            each.drain()
+        if len(self.wake) == 2:
+            os.close(self.wake.pop())
+
+    def step_draining(self, now: float) -> None:
+        if now >= self.deadline:
+            for name in sorted(self.open):
+                self.on_log_failure(LOGS[name], "the disk did not take all of it in time")
+            self.open.clear()
+        if not self.open:
+            self.enter(Phase.OVER, math.inf)
+
+    def give_up(self, left: Sequence[int]) -> None:
+        """Stuck in a dead GPU or file system: KILL ends it some day, or never; the batch goes on."""
+        self.is_stuck = True
+        self.reason = f"can't be killed: pid {', '.join(map(str, left))}"
+        self.drain_streams()
+        self.enter(Phase.OVER, math.inf)
 
     def close(self) -> None:
-        for each in (*self.logs.values(), *self.wake):
+        """Give back what is left of it; a thread that hangs in a write still has the pipe in its hands."""
+        if not self.is_stuck and not self.failed_logs:
+            os.close(self.wake.pop())
+
+    def next_look(self) -> float:
+        """The monotonic time at which `step` is to be called, unless an event comes first."""
+        if self.phase is Phase.LINGERING:
+            return min(self.deadline, time.monotonic() + POLL)
+        return self.deadline
+
+    # ---- limits
+
+    def quiet_since(self, now: float) -> float:
+        """Since when nothing was printed; a Tee that is held up by a slow disk may have more to read."""
+        if any(each.is_busy for each in self.streams):
+            return now
+        return max([self.awake_since, *(each.quiet_since for each in self.streams)])
+
+    def next_limit(self, now: float) -> float:
+        if self.is_queued:
+            return math.inf
+        ends = [math.inf]
+        if self.limits.timeout is not None:
+            ends.append(self.clock + self.limits.timeout)
+        if self.limits.stall is not None:
+            ends.append(self.quiet_since(now) + self.limits.stall)
+        return min(ends)
+
+    def limit_reached(self, now: float) -> str:
+        """What is said of the limit that an attempt has run into; empty where there is none."""
+        timeout, stall = self.limits.timeout, self.limits.stall
+        if self.is_queued:
+            return ""
+        if timeout is not None and now >= self.clock + timeout:
+            return f"not done after {show_duration(timeout)} (--timeout)"
+        if stall is not None and now >= self.quiet_since(now) + stall:
+            return f"stalled: no output for {show_duration(stall)} (--stall)"
+        return ""
+
+
+class Launch:
+    """What a training needs before its directory may be touched: pipes and threads. Raises OSError or RuntimeError
+    where they can't be had, and then nothing is left of it."""
+
+    def __init__(self, post: Callable[[Message], None]) -> None:
+        self.sinks: list[int] = []
+        self.tees: list[Tee] = []
+        self.wake: Sequence[int] = ()
+        try:
+            self.wake = os.pipe()
+            for stream in ("stdout", "stderr"):
+                source, sink = os.pipe()
+                self.sinks.append(sink)
+                widen(source)
+                tee = Tee(stream, source, self.wake[0], post)
+                self.add(tee)
+        except (OSError, RuntimeError):
+            self.abandon()
+            raise
+
+    def add(self, tee: Tee) -> None:
+        try:
+            tee.start()
+        except RuntimeError:
+            os.close(tee.source)
+            raise
+        self.tees.append(tee)
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> Group:
+        """Start the training; raises OSError where it can't be."""
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=self.sinks[0],
+            stderr=self.sinks[1],
+            env=environment,
+            start_new_session=True,
+        )
+        process.returncode = 0  # it is reaped by its Group, never by Popen
+        for sink in self.sinks:
+            os.close(sink)
+        self.sinks = []
+        return Group(process.pid)
+
+    def abandon(self) -> None:
+        """Give back what was taken."""
+        for tee in self.tees:
+            tee.dismiss()
+        for tee in self.tees:
+            tee.join()
+        for each in (*self.sinks, *self.wake):
             os.close(each)
-        self.logs, self.wake = {}, ()
+        self.sinks, self.tees, self.wake = [], [], ()
 
 
-@functools.cache
-def guard() -> tuple[str, ...]:
-    """What stands before a command so that it is told to end when the runner dies: Linux with util-linux only."""
-    setpriv = shutil.which("setpriv") if sys.platform == "linux" else None
-    command = (setpriv or "", "--pdeathsig", "TERM", "--")
-    with contextlib.suppress(OSError):  # BusyBox has a setpriv without this option
-        if setpriv and subprocess.run([*command, "true"], capture_output=True).returncode == 0:
-            return command
-    return ()
+class Guardian:
+    """A process of its own that ends the trainings of a runner that was killed.
+
+    It is forked before any thread is started and reads from a pipe which groups run. When the pipe ends without a
+    goodbye, the runner is dead, and the guardian ends those groups as a stop would have, and then itself. Unlike a
+    signal from the kernel at the death of a parent, it reaches whole groups, has patience, and needs no Linux."""
+
+    def __init__(self, rules: StopRules) -> None:
+        """Raises OSError where there can be none; the batch can do without."""
+        self.token = f"{os.getpid()}-{time.time_ns()}"
+        self.launches = 0
+        source, self.pipe = os.pipe()
+        try:
+            self.pid = os.fork()
+        except OSError:
+            os.close(source)
+            os.close(self.pipe)
+            raise
+        if self.pid == 0:
+            run_guardian(source, self.token, rules)
+        os.close(source)
+        os.set_blocking(self.pipe, False)
+
+    def mark_next(self) -> dict[str, str]:
+        """What goes into the environment of the next training, so that it is found before it is told of."""
+        return {MARK: f"{self.token}:{self.launches + 1}"}
+
+    def tell_started(self, group: Group, folder: str) -> None:
+        self.launches += 1
+        self.tell(f"+{group.leader} {group.started or '?'} {self.launches} {os.path.abspath(folder)}")
+
+    def tell_ended(self, group: Group) -> None:
+        self.tell(f"-{group.leader}")
+
+    def say_goodbye(self) -> None:
+        """The runner ends by itself; no guardian is left behind."""
+        self.tell("bye")
+        os.close(self.pipe)
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(self.pid, 0)
+
+    def has_died(self) -> bool:
+        """Whether somebody has killed it; told once."""
+        if not self.pid:
+            return False
+        with contextlib.suppress(ChildProcessError):
+            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
+                return False
+        self.pid = 0
+        return True
+
+    def tell(self, line: str) -> None:
+        """A dead guardian is told of by `has_died`; a line is short enough to be written in one piece."""
+        with contextlib.suppress(OSError):
+            os.write(self.pipe, f"{line}\n".encode(errors="surrogateescape"))
 
 
-def widen(pipe: int) -> None:
-    if sys.platform == "linux":
-        with contextlib.suppress(OSError):  # refused once a user holds many
-            fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+@dataclass
+class Ward:
+    """A group that a guardian looks after."""
+
+    leader: int
+    started: str
+    folder: str
 
 
-def ended_by(return_code: Optional[int]) -> int:
-    """The signal that a return code tells of, 0 for none; launchers tell a signal N as exit code 128+N."""
-    code = return_code or 0
-    return -code if code < 0 else code - 128 if 128 < code < 192 else 0
-
-
-def ending(return_code: int) -> tuple[Optional[str], str]:
-    """The signal that ended a process, and its end in words."""
-    told = signal_name(ended_by(return_code))
-    if return_code < 0:
-        return told, f"killed by {told}"
-    return None, f"exit code {return_code}" + (f" ({told})" if told.startswith("SIG") else "")
-
-
-def exception_line(stderr: str) -> str:
-    """The line that says what the last Python traceback in stderr was about; torchrun's own is passed over, and of its
-    ranks the one counts that failed first."""
-    lines = stderr.splitlines()
-    cause = re.search(r"Root Cause[^\n]*\n(?:.*\n){0,4}? *rank *: (\d+)", stderr)
-    own = [line for line in lines if cause and line.startswith(f"[rank{cause[1]}]:")]
-    lines = [re.sub(r"^\[rank\d+\]: ?", "", line) for line in own or lines]
-    found = ""
-    for number, line in enumerate(lines):
-        if line.lstrip().startswith("Traceback (most recent call last)"):
-            indent = len(line) - len(line.lstrip())
-            said = next(
-                (each for each in lines[number + 1 :] if each.strip() and not each[indent:].startswith(" ")), ""
-            )
-            found = found if "ChildFailedError" in said and found else said
-    if not found:  # a syntax error in the training script comes without the Traceback line
-        found = next((each for each in reversed(lines) if re.match(r"[A-Za-z_.]+(Error|Exception): ", each)), "")
-    return found.strip()[:500]
-
-
-def hint_for(text: str) -> Optional[str]:
-    return next((hint for pattern, hint in HINTS if re.search(pattern, text)), None)
-
-
-def names_in(folder: str, pattern: str) -> list[str]:
-    """The names in a directory that match; none where there is no directory."""
-    with contextlib.suppress(OSError):
-        return [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
-    return []
-
-
-def open_read(path: str, flags: int) -> int:
-    """For open(): only a regular file; a pipe in its place would block, a device might never end."""
-    file = os.open(path, flags | os.O_NONBLOCK)
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    return file
-
-
-def read_tail(path: str, size: int = 1 << 16) -> bytes:
-    """The end of a file; nothing where it can't be read."""
-    with contextlib.suppress(OSError), open(path, "rb", opener=open_read) as file:
-        file.seek(max(0, os.fstat(file.fileno()).st_size - size))
-        return file.read()
-    return b""
-
-
-def checkpoints(folder: str) -> list[str]:
-    """The trainer's checkpoints, the newest first."""
-    found = []
-    with contextlib.suppress(OSError):
-        for each in os.scandir(folder):
-            if re.fullmatch(r"ckpt.*\.pt", each.name) and each.is_file():
-                found.append((each.stat().st_mtime_ns, natural(each.name), each.path))
-    return [path for _, _, path in sorted(found, reverse=True)]
-
-
-def git_state() -> Optional[dict[str, Any]]:
-    """The commit that is checked out here, its branch, and whether tracked files differ from it."""
-    command = ["git", "--no-optional-locks", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+def run_guardian(pipe: int, token: str, rules: StopRules) -> NoReturn:
+    """The guardian from its first step to its last; never returns to what the runner was doing."""
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.decode(errors="replace").splitlines()
-    heads = dict(line[2:].split(" ", 1) for line in lines if line.startswith("# "))
-    if done.returncode or "branch.oid" not in heads:
-        return None
-    dirty = any(not line.startswith("# ") for line in lines)
-    commit = None if heads["branch.oid"] == "(initial)" else heads["branch.oid"]
-    return {"commit": commit, "branch": heads.get("branch.head"), "dirty": dirty}
+        detach(pipe)
+        wards, launches, is_over = read_wards(pipe)
+        if not is_over:
+            wards += find_untold(token, launches)
+            end_all(wards, rules)
+    finally:
+        os._exit(0)
 
 
+def detach(pipe: int) -> None:
+    """Leave the runner's session, terminal, files and lock; a signal to the runner is none to its guardian."""
+    os.setsid()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        descriptors = [int(name) for name in os.listdir("/dev/fd")]
+    except OSError:
+        descriptors = list(range(4096))
+    for each in descriptors:
+        if each != pipe:
+            with contextlib.suppress(OSError):
+                os.close(each)
+    os.chdir("/")
+
+
+def read_wards(pipe: int) -> tuple[list[Ward], int, bool]:
+    """What runs when the pipe ends, how many launches were told, and whether the runner has said goodbye."""
+    wards: dict[int, Ward] = {}
+    launches = 0
+    with open(pipe, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
+        for line in lines:
+            sign, words = line[:1], line[1:].rstrip("\n").split(" ", 3)
+            if sign == "+" and len(words) == 4:
+                launches = int(words[2])
+                wards[int(words[0])] = Ward(int(words[0]), words[1], words[3])
+            elif sign == "-":
+                wards.pop(int(words[0]), None)
+            elif line == "bye\n":
+                return [], launches, True
+    return list(wards.values()), launches, False
+
+
+def find_untold(token: str, launches: int) -> list[Ward]:
+    """The training that was launched as the runner was killed, and of which it could not tell any more."""
+    mark = f"{MARK}={token}:{launches + 1}".encode()
+    found = []
+    for pid in all_pids():
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+            if mark in file.read().split(b"\0") and os.getpgid(pid) == pid:
+                found.append(Ward(pid, started_at(pid) or "?", ""))
+    return found
+
+
+def end_all(wards: Sequence[Ward], rules: StopRules) -> None:
+    """End groups side by side, as a stop does: signal, grace, KILL."""
+    endings = []
+    for ward in wards:
+        group = Group(ward.leader)
+        is_another = group.started is not None and ward.started not in ("?", group.started)
+        if not is_another and group.members():
+            endings.append(Ending(group, replace(rules, folder=ward.folder), time.monotonic()))
+    while endings:
+        time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
+        now = time.monotonic()
+        for each in endings:
+            each.step(now)
+        endings = [each for each in endings if not each.given_up and each.group.members()]
 # --------------------------------------------------------------------------------------------------- views
+# What people see of results: rows, the table, the time that is left, the lines on a console. Nothing here decides, and
+# nothing that a console does (blocks, closes, is gone) may reach the loop.
+
+ALWAYS = ("experiment", "status")  # the columns that stand in every table
+NUMBERS = ("step", "val loss", "best val loss", "duration", "ETA")  # those that are set to the right
+NO_LIMIT = 100_000  # columns of what is no terminal
+FOLLOWED = 1 << 20  # bytes of the trainings' output that wait for a slow console; more is dropped
+CHUNK = 4096  # bytes written to a console at a time
+STUCK = 2.0  # seconds without progress after which a console is left alone at the end
+NOT_COMPARED = ("seed", "device", "out_dir", "wandb_run_name")  # settings in which runs of one seed group may differ
 
 
-def clean(text: str) -> str:
-    """Text of others, safe to show: a config or a trainer can't paint the terminal."""
-    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
-
-
-def show_duration(seconds: Optional[float]) -> str:
-    if seconds is None or not math.isfinite(seconds):
-        return "-"
-    if seconds < 60:
-        return f"{seconds:.1f}s".replace(".0s", "s")
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (seconds, "s")]
-    first = next(number for number, (value, _) in enumerate(parts) if value)
-    return "".join(f"{value}{unit}" for value, unit in parts[first : first + 2] if value)
-
-
-def whole_seconds(seconds: Optional[float]) -> str:
-    return show_duration(None if seconds is None or not math.isfinite(seconds) else float(int(seconds)))
-
-
-def show_loss(loss: Optional[float], unknown: str = "-") -> str:
-    return unknown if loss is None else f"{float(loss):.4f}"
-
-
-def show_value(value: Any, most: int = 20) -> str:
-    text = clean(str(value))
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
-def cut(text: str, most: int) -> str:
-    """A name in so many columns; names of a sweep differ at both ends, so it is the middle that goes."""
-    return text if len(text) <= most else f"{text[: most // 2 - 1]}..{text[len(text) - (most - 1 - most // 2) :]}"
+# ---- time
 
 
 def elapsed(result: Result) -> Optional[float]:
     """Seconds that an attempt took, or has taken so far."""
-    if result.status == "running" and result.start_time:
+    if result.status is Status.RUNNING and result.start_time:
         with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
             return max(0.0, time.time() - datetime.fromisoformat(result.start_time).timestamp())
     return result.duration_seconds
 
 
+def total_elapsed(result: Result) -> Optional[float]:
+    """Seconds of all attempts, those of a running one included."""
+    if result.status is Status.RUNNING:
+        return (result.total_seconds or 0.0) + (elapsed(result) or 0.0)
+    return result.duration_seconds if result.total_seconds is None else result.total_seconds
+
+
 def seconds_left(result: Result) -> Optional[float]:
     """Iterations left times the time per iteration of a running experiment, where both are known."""
     metrics, took = result.metrics, elapsed(result)
-    if result.status != "running" or None in (metrics.step, metrics.first_step, result.max_iters, took):
+    if result.status is not Status.RUNNING or result.max_iters is None or took is None:
         return None
-    done = (metrics.step or 0) - (metrics.first_step or 0)
-    return max(0.0, ((result.max_iters or 0) - (metrics.step or 0)) * (took or 0.0) / done) if done > 0 else None
+    if metrics.step is None or metrics.first_step is None or metrics.step <= metrics.first_step:
+        return None
+    rate = took / (metrics.step - metrics.first_step)
+    return max(0.0, (result.max_iters - metrics.step) * rate)
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
     """Seconds until a batch is done: what its running experiments need, and the usual time for each pending one."""
-    running = [seconds_left(each) for each in results if each.status == "running"]
-    lefts = [left for left in running if left is not None]
-    took = [each.duration_seconds for each in results if each.status == "completed" and each.duration_seconds]
-    took = took or [
-        left + (elapsed(each) or 0) for each in results for left in [seconds_left(each)] if left is not None
-    ]
-    waiting = sum(each.status == "pending" for each in results) + len(running) - len(lefts)
-    if not (waiting or running) or (waiting and not took):
+    running = [each for each in results if each.status is Status.RUNNING]
+    lefts = [left for left in map(seconds_left, running) if left is not None]
+    pending = sum(each.status is Status.PENDING for each in results)
+    waiting = pending + len(running) - len(lefts)  # those of which nothing is known yet
+    if not running:
+        return None  # interrupted or finished: nothing is on its way
+    usual = usual_seconds(results)
+    if waiting and usual is None:
         return None
-    return max([(sum(lefts) + waiting * (sum(took) / len(took) if took else 0)) / max(1, slots), *lefts])
+    return max([(sum(lefts) + waiting * (usual or 0.0)) / max(1, slots), *lefts])
+
+
+def usual_seconds(results: Sequence[Result]) -> Optional[float]:
+    """What an experiment of this batch takes: the mean of the completed, else what the running ones will have taken."""
+    took = [total_elapsed(each) or 0.0 for each in results if each.status is Status.COMPLETED and each.duration_seconds]
+    if not took:
+        known = [(seconds_left(each), elapsed(each)) for each in results]
+        took = [left + (gone or 0.0) for left, gone in known if left is not None]
+    return sum(took) / len(took) if took else None
+
+
+# ---- rows and tables
 
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """What the table, the page and --status --json show of each experiment."""
-    known = [
-        (each.metrics.best_val_loss, n) for n, each in enumerate(results) if each.metrics.best_val_loss is not None
-    ]
+    losses = [each.metrics.best_val_loss for each in results]
+    known = [(loss, number) for number, loss in enumerate(losses) if loss is not None]
     best = min(known)[1] if len(known) > 1 else None
-    keys = ("status", "error", "hint", "stderr_tail", "attempts", "settings", "device")
-    rows = []
-    for number, each in enumerate(results):
-        step = each.metrics.step
-        progress = "" if step is None else f"{step}/{each.max_iters}" if each.max_iters else str(step)
-        row = {"name": each.config_name, "progress": progress, **to_json(each.metrics)}
-        row.update((key, getattr(each, key)) for key in keys)
-        row.update(best=number == best)
-        row.update(duration_seconds=elapsed(each), eta_seconds=seconds_left(each))
-        rows.append(row)
+    rows = [row_of(each) for each in results]
+    for number, row in enumerate(rows):
+        row["best"] = number == best
     return rows
 
 
-def table(results: Sequence[Result]) -> list[str]:
-    """The results as lines for people; columns that would be empty are left out."""
-    keys = list(dict.fromkeys(key for each in results for key in each.settings))
-    columns = ["experiment", "status", "step", "val loss", "best val loss", "duration", "ETA", "device"]
-    lines = [[*columns, *map(clean, keys), "error"]]
-    for row in rows_of(results):
-        losses = [show_loss(row["val_loss"], ""), show_loss(row["best_val_loss"], "") + "*" * row["best"]]
-        left = row["eta_seconds"]
-        times = [show_duration(row["duration_seconds"]), show_duration(left) if left is not None else ""]
-        settings = [show_value(row["settings"][key]) if key in row["settings"] else "" for key in keys]
-        error = row["error"] or ("loss is not finite" if row["status"] == "completed" and row["hint"] else "")
-        cells = [row["name"], row["status"], row["progress"], *losses, *times, row["device"] or "", *settings, error]
-        lines.append(list(map(clean, cells)))
-    filled = [column for column in zip(*lines) if any(column[1:])]
-    widths = [max(map(len, column)) for column in filled]
-    right = [column[0] in ("step", "val loss", "best val loss", "duration", "ETA") for column in filled]
-    return [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(line, widths, right)
-        ).rstrip()
-        for line in zip(*filled)
+def row_of(result: Result) -> dict[str, Any]:
+    keys = ("status", "error", "hint", "warnings", "stderr_tail", "attempts", "settings", "device", "last_line")
+    row = {"name": result.config_name, "progress": show_progress(result), **to_json(result.metrics)}
+    row.update((key, getattr(result, key)) for key in keys)
+    row.update(duration_seconds=elapsed(result), total_seconds=total_elapsed(result))
+    row.update(eta_seconds=seconds_left(result), config_path=result.config_path)
+    return row
+
+
+def show_progress(result: Result) -> str:
+    step = result.metrics.step
+    if step is None:
+        return ""
+    return f"{step}/{result.max_iters}" if result.max_iters else str(step)
+
+
+def table(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
+    """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
+    rows = rows_of(results)
+    lines = [list(ALWAYS + NUMBERS) + ["device"], *map(table_cells, rows)]
+    if any(row["best"] for row in rows):
+        lines[0][4] = "best val loss (*: of all)"
+    columns = [list(column) for column in zip(*lines)]
+    columns = [column for column in columns if column[0] in ALWAYS or any(column[1:])]
+    columns += table_setting_columns(rows)
+    printed = lay_out(fit(columns, width))
+    told = [printed[0]]
+    for row, line in zip(rows, printed[1:]):
+        told += [line, *notes_of(row)]
+    return told
+
+
+def table_cells(row: dict[str, Any]) -> list[str]:
+    left = row["eta_seconds"]
+    best = show_loss(row["best_val_loss"], "")
+    cells = [
+        row["name"],
+        str(row["status"]) + (" (!)" if row["warnings"] else ""),
+        row["progress"],
+        show_loss(row["val_loss"], ""),
+        f"{best}*" if row["best"] else best,
+        show_duration(row["total_seconds"]),
+        "" if left is None else show_duration(left),
+        row["device"] or "",
     ]
+    return list(map(clean, cells))
 
 
-def live_lines(
-    results: Sequence[Result], all_results: Sequence[Result], slots: int, width: int, height: int
-) -> list[str]:
-    """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
-    shown = results[: max(1, height - 3)]
-    rows = []
-    for each in shown:
-        metrics, left = each.metrics, seconds_left(each)
-        row = [f"iter {metrics.step or 0}" + f"/{each.max_iters}" * bool(each.max_iters)]
-        row += [f"loss {show_loss(metrics.train_loss)}", f"val {show_loss(metrics.val_loss)}"]
-        rows.append([*row, whole_seconds(elapsed(each)), "" if left is None else f"ETA {whole_seconds(left)}"])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    room = width - 1 - sum(widths) - 2 * len(widths)
-    longest = max((len(each.config_name) for each in shown), default=0)
-    name = min(longest, max(16, room - 12))
-    bar = min(20, room - name - 2)
+def table_setting_columns(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A column for each setting in which the rows differ; of long values only the part that does."""
+    keys = dict.fromkeys(key for row in rows for key in row["settings"])
+    columns = []
+    for key in keys:
+        values = [setting_cell(row["settings"], key) for row in rows]
+        if len(set(values)) > 1:
+            columns.append([clean(key), *differing_parts(values)])
+    return columns
+
+
+def setting_cell(settings: dict[str, Any], key: str) -> str:
+    if key not in settings:
+        return ""
+    return "?" if settings[key] is None else clean(str(settings[key]))
+
+
+def differing_parts(texts: Sequence[str]) -> list[str]:
+    """Long texts without what they have in common at both ends."""
+    if max(map(len, texts)) <= 20:
+        return list(texts)
+    start = len(os.path.commonprefix(list(texts)))
+    start = max(0, start - 4)
+    rests = [text[start:] for text in texts]
+    end = len(os.path.commonprefix([text[::-1] for text in rests]))
+    end = max(0, end - 4)
+    parts = []
+    for rest in rests:
+        middle = rest[: len(rest) - end]
+        parts.append(show_value(("…" if start else "") + middle + ("…" if end else ""), 40))
+    return parts
+
+
+def fit(columns: list[list[str]], width: int) -> list[list[str]]:
+    """Columns for a terminal of this width: settings go first, from the last one, then names are cut in the middle."""
+    fixed = [column for column in columns if column[0] in (*ALWAYS, *NUMBERS) or column[0].startswith("best")]
+
+    def wide(chosen: Sequence[list[str]]) -> int:
+        return sum(max(map(len, column)) for column in chosen) + 2 * (len(chosen) - 1)
+
+    while wide(columns) - max(map(len, columns[0])) + 24 > width and len(columns) > len(fixed):
+        columns = columns[:-1]
+    room = width - (wide(columns) - max(map(len, columns[0])))
+    if max(map(len, columns[0])) > room:
+        columns[0] = [shorten(cell, max(12, room)) for cell in columns[0]]
+    return columns
+
+
+def lay_out(columns: Sequence[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in columns]
+    to_right = [column[0] in NUMBERS or column[0].startswith("best") for column in columns]
     lines = []
-    for each, row in zip(shown, rows):
-        done = min(1.0, (each.metrics.step or 0) / each.max_iters) if each.max_iters else 0.0
-        parts = [f"{cut(each.config_name, name):{name}}", *map(str.ljust, row, widths)]
-        if bar > 4:
-            parts.insert(2, "#" * int(bar * done) + "." * (bar - int(bar * done)))
-        lines.append("  ".join(parts).rstrip())
-    counts = {key: count for key, count in count_statuses(all_results).items() if count}
-    left = batch_left(all_results, slots)
-    batch = ", ".join(f"{count} {key}" for key, count in counts.items())
-    lines.append(batch + (f"; ETA {whole_seconds(left)}" if left is not None else ""))
+    for cells in zip(*columns):
+        padded = [cell.rjust(n) if right else cell.ljust(n) for cell, n, right in zip(cells, widths, to_right)]
+        lines.append("  ".join(padded).rstrip())
+    return lines
+
+
+def notes_of(row: dict[str, Any]) -> list[str]:
+    """The lines under a row: its error, its hint, its warnings."""
+    notes = [f"    error: {clean(row['error'])}"] if row["error"] else []
+    if row["hint"]:
+        notes.append(f"    hint: {clean(row['hint'])}")
+    if row["status"] is Status.RUNNING and not row["progress"] and row["last_line"]:
+        notes.append(f"    prints: {show_value(row['last_line'], 70)}")
+    return [*notes, *(f"    warning: {clean(text)}" for text in row["warnings"])]
+
+
+@dataclass
+class SeedGroup:
+    """Experiments that differ in nothing but their seed."""
+
+    name: str
+    settings: dict[str, Any]
+    completed: int
+    total: int
+    best_mean: Optional[float] = None
+    best_std: Optional[float] = None
+    last_mean: Optional[float] = None
+    last_std: Optional[float] = None
+
+
+def seed_groups(results: Sequence[Result]) -> list[SeedGroup]:
+    """The groups of a batch in which seeds differ, the best first; none in another."""
+    members: dict[str, list[Result]] = {}
+    for each in results:
+        if "seed" in each.settings:
+            members.setdefault(group_key(each), []).append(each)
+    groups = [seed_group(group) for group in members.values() if len(group) > 1]
+    return sorted(groups, key=lambda group: math.inf if group.best_mean is None else group.best_mean)
+
+
+def group_key(result: Result) -> str:
+    """The same for experiments that differ in nothing but the seed; of an unknown value nobody knows."""
+    settings = compared(result)
+    is_known = None not in settings.values()
+    return json.dumps([settings, "" if is_known else result.config_path], sort_keys=True)
+
+
+def compared(result: Result) -> dict[str, Any]:
+    return {key: value for key, value in result.settings.items() if key not in NOT_COMPARED}
+
+
+def seed_group(group: Sequence[Result]) -> SeedGroup:
+    done = [each for each in group if each.status is Status.COMPLETED]
+    made = SeedGroup(group_name(group), compared(group[0]), len(done), len(group))
+    made.best_mean, made.best_std = mean_and_deviation([each.metrics.best_val_loss for each in done])
+    made.last_mean, made.last_std = mean_and_deviation([each.metrics.val_loss for each in done])
+    return made
+
+
+def group_name(group: Sequence[Result]) -> str:
+    """The name of an experiment without its seed, or what the names begin with."""
+    bare = {re.sub(r"__seed_[^_]*", "", each.config_name) for each in group}
+    return bare.pop() if len(bare) == 1 else os.path.commonprefix([each.config_name for each in group])
+
+
+def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[float], Optional[float]]:
+    """Mean and sample standard deviation of two or more losses that are known and finite."""
+    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
+    if len(known) < 2:
+        return None, None
+    return statistics.fmean(known), statistics.stdev(known)
+
+
+def group_lines(groups: Sequence[SeedGroup], width: int = NO_LIMIT) -> list[str]:
+    """The groups as lines for people; none where there are no groups."""
+    if not groups:
+        return []
+    cells = [["over seeds", "completed", "best val loss", "last val loss"]]
+    for group in groups:
+        best = show_spread(group.best_mean, group.best_std)
+        last = show_spread(group.last_mean, group.last_std)
+        cells.append([clean(group.name), f"{group.completed} of {group.total}", best, last])
+    return lay_out(fit([list(column) for column in zip(*cells)], width))
+
+
+def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
+    return f"{mean:.4f} ± {deviation:.4f}" if mean is not None and deviation is not None else ""
+
+
+# ---- the live block
+
+
+def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int, size: tuple[int, int]) -> list[str]:
+    """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
+    width, height = size
+    most = max(1, height - 3)
+    seen = list(running) if len(running) <= most else list(running[: max(1, most - 1)])
+    lines = experiment_lines(seen, width)
+    if len(seen) < len(running):
+        lines.append(f"... and {len(running) - len(seen)} more")
+    left = batch_left(everyone, slots)
+    counts = show_counts(count_statuses(everyone))
+    lines.append(counts if left is None else f"{counts}; ETA {whole_seconds(left)}")
     return [line[: max(1, width - 1)] for line in lines]
 
 
-class Console:
-    """The runner's own output: lines, and under them on a terminal a live block.
+def experiment_lines(running: Sequence[Result], width: int) -> list[str]:
+    cells = [live_cells(each) for each in running]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    room = width - 1 - sum(widths) - 2 * len(widths)
+    longest = max((len(each.config_name) for each in running), default=0)
+    name = min(longest, max(16, room - 12))
+    bar = min(20, room - name - 2)
+    lines = []
+    for each, row in zip(running, cells):
+        parts = [f"{shorten(each.config_name, name):{name}}"]
+        if each.metrics.step is None and each.last_line:
+            parts.append(show_value(each.last_line, max(10, width - name - 3)))
+        else:
+            parts += list(map(str.ljust, row, widths))
+            if bar > 4:
+                parts.insert(2, progress_bar(each, bar))
+        lines.append("  ".join(parts).rstrip())
+    return lines
 
-    A view: if it breaks or blocks, the batch goes on without it. Safe to use from several threads."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet, self.stuck, self.broken = quiet, False, False
-        self.live = not quiet and os.isatty(2) and os.environ.get("TERM", "dumb") != "dumb"
-        if self.live and stat.S_ISFIFO(os.fstat(1).st_mode):
-            self.live = False  # `| tee`: its lines come to the same terminal at moments that can't be known
-        self.follow = False
-        self.block: list[str] = []  # as it stands on the screen
-        self.lock = threading.RLock()
+def live_cells(result: Result) -> list[str]:
+    metrics, left = result.metrics, seconds_left(result)
+    progress = f"iter {metrics.step or 0}"
+    if result.max_iters:
+        progress += f"/{result.max_iters}"
+    losses = [f"loss {show_loss(metrics.train_loss)}", f"val {show_loss(metrics.val_loss)}"]
+    return [progress, *losses, whole_seconds(elapsed(result)), "" if left is None else f"ETA {whole_seconds(left)}"]
 
-    def line(self, text: str) -> None:
-        self.lines([text])
 
-    def lines(self, lines: Sequence[str]) -> None:
-        if not self.quiet and not self.broken:
-            with self.lock:
-                block = self.block
-                self.draw([])
-                self.write(1, "".join(f"{line}\n" for line in lines))
-                self.draw(block)
+def progress_bar(result: Result, width: int) -> str:
+    done = min(1.0, (result.metrics.step or 0) / result.max_iters) if result.max_iters else 0.0
+    full = int(width * done)
+    return "#" * full + "." * (width - full)
 
-    def copy(self, name: str, lines: bytes) -> None:
-        """Lines of a training, for --follow."""
-        self.lines([name + clean(line) for line in lines.decode(errors="replace").expandtabs().splitlines()])
 
-    def draw(self, block: list[str]) -> None:
-        """Put a block in the place of the one on the screen."""
-        with self.lock:
-            if self.live and block != self.block and not self.broken and self.in_front():
-                width = self.size()[0]
-                rows = sum(max(1, -(-len(line) // width)) for line in self.block)  # a narrower window has wrapped them
-                up = f"\x1b[{rows}A\r" if rows else ""
-                text = "".join(f"{line}\x1b[K\n" for line in block)
-                self.write(2, up + ("\x1b[J" if len(block) < rows else "") + text)
-                self.block = block
+# ---- consoles
 
-    def in_front(self) -> bool:
-        """Whether the terminal is this program's own just now, not that of the shell which put it in the background."""
-        try:
-            return os.tcgetpgrp(2) == os.getpgrp()
-        except OSError:
-            return True
 
-    def size(self) -> tuple[int, int]:
-        try:
-            columns, rows = os.get_terminal_size(2)
-        except OSError:
-            columns, rows = 0, 0
-        return columns or 80, rows or 24
+def terminal_width() -> int:
+    """The columns of the terminal that stdout is, or of $COLUMNS; no limit elsewhere."""
+    return shutil.get_terminal_size((NO_LIMIT, 24)).columns or NO_LIMIT
 
-    def write(self, descriptor: int, text: str) -> None:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        data = text.encode(encoding, "backslashreplace")
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        try:
-            while data:
-                self.stuck = not poll.poll(0 if self.stuck else 2000)
-                if self.stuck:  # Ctrl+S, or a pager that nobody reads
-                    return
-                data = data[os.write(descriptor, data[:512]) :]  # so little doesn't block once poll says there is room
-        except OSError:
-            self.broken = True
+
+def encoded(text: str) -> bytes:
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace")
 
 
 def print_whole(lines: Iterable[str]) -> None:
     """Print all of what was asked for, at the pace of its reader. Raises UsageError where it can't be written."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    data = memoryview("".join(f"{line}\n" for line in lines).encode(encoding, "backslashreplace"))
+    data = memoryview(encoded("".join(f"{line}\n" for line in lines)))
     poll = select.poll()
     poll.register(1, select.POLLOUT)
     try:
@@ -1582,361 +3947,547 @@ def print_whole(lines: Iterable[str]) -> None:
         raise UsageError(f"can't write to stdout: {error.strerror}") from None
 
 
-# --------------------------------------------------------------------------------------------------- page
+def print_error(text: str) -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, encoded(f"error: {clean(text)}\n"))
 
 
-Point = tuple[float, ...]  # the step first, the loss that is drawn last
+class Console:
+    """The runner's own output while a batch runs: lines, and under them on a terminal a live block.
 
+    A thread of its own writes, so that a reader that is slow or gone costs lines of --follow, and no time of the loop
+    or of a training. Until `start`, nothing is written."""
 
-class Series:
-    """The points that one kind of line in a log gives, steps ascending; of many, as many as a plot can show.
+    def __init__(self, quiet: bool, is_live_wanted: bool = True) -> None:
+        self.quiet = quiet
+        self.live = is_live_wanted and not quiet and is_for_blocks()
+        self.changed = threading.Condition()
+        self.waiting: deque[tuple[str, bytes]] = deque()  # (text of the runner's, or name and lines of a training)
+        self.followed = 0  # bytes of the trainings' that wait
+        self.dropped = 0  # lines of theirs that did not fit
+        self.wanted: list[str] = []  # the block as it should stand on the screen
+        self.drawn: list[str] = []  # and as it does
+        self.is_block_new = False
+        self.is_broken = self.is_idle = False
+        self.progress = time.monotonic()  # when something was last written
 
-    The line is written with N for its numbers. So many are taken exactly; after these, `skip` bytes are left
-    out after each: of millions of lines enough remain to draw, and they are read in seconds.
-    """
+    def start(self) -> None:
+        """Raises RuntimeError where no thread can be had."""
+        threading.Thread(target=self.run, name="console", daemon=True).start()
 
-    def __init__(self, line: bytes, exact: int, skip: int, lowest: bool) -> None:
-        self.start, self.word = line.split(b"N")[:2]
-        self.line = re.compile(rb"\b" + line.replace(b"N", rb"(\d{1,15})", 1).replace(b"N", NUMBER))
-        self.exact, self.skip, self.lowest = exact, skip, lowest
-        self.tried = 0
-        self.points: list[Point] = []
+    # ---- for the loop and the Tees; none of these waits for the console
 
-    def take(self, data: bytes, end: int) -> None:
-        done, at = 0, data.find(self.word, 0, end)
-        while at >= 0:
-            self.tried += 1
-            start = data.rfind(self.start, max(done, at - 20), at)
-            found = self.line.match(data, start, end) if start >= 0 else None
-            if found:
-                self.add((int(found[1]), *map(float, found.groups()[1:])))
-            done = found.end() if found else at + len(self.word)
-            at = data.find(self.word, done + (self.skip if self.tried > self.exact else 0), end)
+    def line(self, text: str, even_if_quiet: bool = False) -> None:
+        if not self.quiet or even_if_quiet:
+            with self.changed:
+                self.waiting.append((f"{text}\n", b""))
+                self.changed.notify()
 
-    def add(self, point: Point) -> None:
-        while self.points and self.points[-1][0] >= point[0]:
-            self.points.pop()  # a resumed run does these steps again, and what it says of them counts
-        self.points.append(point)
-        if len(self.points) > 1200:
-            self.points = self.thinned(300)
+    def follow(self, name: str, lines: bytes) -> None:
+        """Lines of a training, for --follow."""
+        with self.changed:
+            if self.is_broken or self.quiet:
+                return
+            if self.followed > FOLLOWED:
+                self.dropped += lines.count(b"\n")
+                return
+            self.followed += len(lines)
+            self.waiting.append((name, lines))
+            self.changed.notify()
 
-    def thinned(self, spans: int) -> list[Point]:
-        """Of each of so many equal spans of steps the first point, the first nan or inf and the lowest."""
-        if len(self.points) <= 2 * spans:
-            return self.points
-        width = (self.points[-1][0] - self.points[0][0] + 1) / spans
-        kept = {self.points[-1]}
-        for _, group in itertools.groupby(self.points, lambda point: point[0] // width):
-            span = list(group)
-            finite = [point for point in span if math.isfinite(point[-1])]
-            broken = [point for point in span if not math.isfinite(point[-1])]
-            lowest = [min(finite, key=lambda point: point[-1])] if self.lowest and finite else []
-            kept.update(span[:1], broken[:1], lowest)
-        return sorted(kept)
+    def draw(self, block: list[str]) -> None:
+        """Put a block in the place of the one on the screen."""
+        if self.live and block != self.wanted:
+            with self.changed:
+                self.wanted = block
+                self.is_block_new = True
+                self.changed.notify()
 
+    def settle(self, patience: float) -> None:
+        """Wait until all is written, or nothing has been for so many seconds."""
+        with self.changed:
+            self.progress = max(self.progress, time.monotonic())
+            while not (self.is_idle and self.is_up_to_date()) and not self.is_broken:
+                left = self.progress + patience - time.monotonic()
+                if left <= 0:
+                    break
+                self.changed.wait(min(left, 0.1))
 
-class Curve:
-    """The losses in one stdout.log, read as it grows."""
+    # ---- the thread
 
-    def __init__(self) -> None:
-        self.start_over((0, 0))
+    def run(self) -> None:
+        while True:
+            with self.changed:
+                while self.is_up_to_date():
+                    self.is_idle = True
+                    self.changed.notify_all()
+                    self.changed.wait()
+                self.is_idle = False
+                entries, block = list(self.waiting), self.wanted
+                self.waiting.clear()
+                self.followed = 0
+                self.is_block_new = False
+                dropped, self.dropped = self.dropped, 0
+            text = "".join(f"{line}" for entry in entries for line in self.as_text(*entry))
+            if dropped:
+                text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
+            self.show(text, block)
 
-    def start_over(self, file: tuple[int, int]) -> None:
-        self.file, self.offset, self.rest = file, 0, b""
-        self.evaluations = Series(b"step N: train loss N, val loss N", exact=100_000, skip=4096, lowest=True)
-        self.iterations = Series(b"iter N: loss N", exact=20_000, skip=16_384, lowest=False)
+    def is_up_to_date(self) -> bool:
+        return self.is_broken or not (self.waiting or self.dropped or self.is_block_new)
 
-    def update(self, path: str, limit: float = math.inf) -> None:
-        """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
+    def as_text(self, name: str, lines: bytes) -> list[str]:
+        if not lines:
+            return [name]
+        texts = lines.decode(errors="replace").expandtabs().splitlines()
+        return [f"{name}{clean(text)}\n" for text in texts]
+
+    def show(self, text: str, block: list[str]) -> None:
+        """Write lines above the block, and the block anew."""
+        if text:
+            self.replace_block([])
+            self.write(1, text)
+        self.replace_block(block)
+
+    def replace_block(self, block: list[str]) -> None:
+        """In the background nothing is drawn over what the shell does."""
+        if block == self.drawn or not is_in_front():
+            return
+        width = terminal_size()[0]
+        rows = sum(max(1, -(-len(line) // width)) for line in self.drawn)  # a narrower window has wrapped them
+        up = f"\x1b[{rows}A\r" if rows else ""
+        rest = "\x1b[J" if len(block) < rows else ""
+        self.write(2, up + rest + "".join(f"{line}\x1b[K\n" for line in block))
+        self.drawn = block
+
+    def write(self, descriptor: int, text: str) -> None:
+        data = encoded(text)
         try:
-            with open(path, "rb", buffering=0, opener=open_read) as log:
-                status = os.fstat(log.fileno())
-                file = (status.st_dev, status.st_ino)
-                if file != self.file or status.st_size < self.offset:
-                    self.start_over(file)
-                log.seek(self.offset)
-                end = min(status.st_size, self.offset + limit)  # a trainer that writes faster can't hold this up
-                while self.offset < end and (block := log.read(BLOCK)):
-                    self.offset += len(block)
-                    self.take(self.rest + block)
+            while data and not self.is_broken:
+                data = data[write_some(descriptor, data[:CHUNK]) :]
+                self.progress = time.monotonic()
         except OSError:
-            self.start_over((0, 0))
-
-    def take(self, data: bytes) -> None:
-        end = max(data.rfind(b"\n"), data.rfind(b"\r")) + 1
-        if data.rfind(b"loss ", 0, end) >= 0:
-            self.evaluations.take(data, end)
-            self.iterations.take(data, end)
-        self.rest = data[end:][-LINE_LIMIT:]
-
-    def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
-        """The [step, loss] that the page draws; train losses of evaluations if no iteration is printed."""
-        val = self.evaluations.thinned(spans)
-        train = self.iterations.thinned(spans) or [point[:2] for point in val]
-        return {
-            "val": [[point[0], to_json(point[-1])] for point in val],
-            "train": [[point[0], to_json(point[-1])] for point in train],
-        }
+            self.is_broken = True
 
 
-def shown(value: Any) -> str:
-    """HTML of a text that may come from anywhere."""
+def write_some(descriptor: int, data: bytes) -> int:
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:  # another program left the terminal so
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        poll.poll()
+        return 0
+
+
+def is_for_blocks() -> bool:
+    """Whether stderr is a terminal that can draw a block, and stdout is not a pipe to it."""
+    if not os.isatty(2) or os.environ.get("TERM", "dumb") == "dumb":
+        return False
+    # With `| tee` its lines come to the same terminal at moments that can't be known.
+    return not stat.S_ISFIFO(os.fstat(1).st_mode)
+
+
+def is_in_front() -> bool:
+    """Whether the terminal is this program's own just now, not that of the shell which put it in the background."""
+    try:
+        return os.tcgetpgrp(2) == os.getpgrp()
+    except OSError:
+        return True
+
+
+def terminal_size() -> tuple[int, int]:
+    try:
+        columns, rows = os.get_terminal_size(2)
+    except OSError:
+        columns, rows = 0, 0
+    return columns or 80, rows or 24
+# ---------------------------------------------------------------------------------------------------- page
+# report.html: the template and what fills it, from data to HTML text. Nothing here reads or writes a file. Every text
+# may come from a stranger's config, so it is escaped where it enters the HTML; the script gets it as JSON only.
+
+MAX_CURVES = 100  # are drawn; more can't be told apart
+MAX_LINKED = 1000  # experiments; of more each has its first link only: six links make 10,000 rows a page of 10 MB
+MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the number too
+MAX_PLAIN = 24  # characters of a setting; a longer one is folded
+NUMBER_TEXT = re.compile(r"\??|-?(\d[\d.]*(e[-+]?\d+)?|inf|nan)")  # `?`: it isn't known; nothing: it isn't set
+CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
+EMPTY = {  # by whether the batch runs
+    True: "The curves begin with the first evaluation.",
+    False: "No experiment printed an evaluation, so there are no curves.",
+}
+
+
+@dataclass
+class PageHead:
+    """What stands at the top of a page."""
+
+    title: str
+    state: str  # the batch's: running, finished, ...
+    counts: dict[str, int]  # as count_statuses gives them
+    host: Optional[str] = None
+    commit: Optional[str] = None  # as it is to be read
+    patch: Optional[str] = None  # link to uncommitted.patch
+    started: Optional[str] = None
+    updated: Optional[str] = None
+    duration: Optional[float] = None  # seconds
+    eta: Optional[float] = None  # seconds
+    command: Optional[str] = None
+    batches: list[dict[str, Any]] = field(default_factory=list)  # of several: name, href, state, started, command
+    warnings: list[str] = field(default_factory=list)
+    reload_seconds: Optional[float] = None  # None: nobody writes the page again
+
+
+@dataclass
+class Column:
+    """A column of a table."""
+
+    title: str
+    kind: str  # one of CELLS
+    show: Callable[[dict[str, Any]], str]  # a row's HTML
+
+
+def to_html(value: Any) -> str:
     return "" if value is None else html.escape(clean(str(value)))
 
 
-def shown_loss(loss: Any) -> str:
-    if not isinstance(loss, (int, float)) or not math.isfinite(loss):
-        return shown(loss)
-    return f"{loss:.4f}" if 1e-3 <= abs(loss) < 1e5 or loss == 0 else f"{loss:.4g}"
+def lines_html(text: Optional[str]) -> str:
+    return "\n".join(map(to_html, (text or "").expandtabs().splitlines()))
 
 
-def shown_status(status: Any, text: Any = None) -> str:
-    return f'<i class="dot {shown(status)}"></i>{shown(text or status)}'
+def element(tag: str, inside: str) -> str:
+    """HTML in a tag, `p class="bad"` say; nothing where there is nothing inside."""
+    return f"<{tag}>{inside}</{tag.split()[0]}>" if inside else ""
 
 
-PAGE_COLUMNS: list[tuple[str, str, str, Callable[[Any], str]]] = [  # title, key, class, how it is shown
-    ("Status", "status", "", shown_status),
-    ("Progress", "progress", "n", shown),
-    ("Train loss", "train_loss", "n", shown_loss),
-    ("Val loss", "val_loss", "n", shown_loss),
-    ("Best val loss", "best_val_loss", "n b", shown_loss),
-    ("At step", "best_step", "n", shown),
-    ("Attempts", "attempts", "n", shown),
-    ("Duration", "duration_seconds", "n", show_duration),
-    ("ETA", "eta_seconds", "n", show_duration),
-]
+def link_html(label: str, href: str) -> str:
+    """A link to a file; in its path a browser would take `?`, `#` and `%` for more than they are."""
+    address = re.sub("[%?#]", lambda mark: f"%{ord(mark[0]):02X}", href)
+    return f'<a href="{to_html(address)}">{to_html(label)}</a>'
 
 
-def page_table(rows: list[dict[str, Any]]) -> str:
-    """The columns that hold something; a tbody for each experiment: its row and, if it failed, why."""
-    columns = [column for column in PAGE_COLUMNS if any(row[column[1]] not in (None, "") for row in rows)]
-    settings: dict[str, str] = {}  # key: class
+def name_html(name: str) -> str:
+    """A name that may wrap behind an underscore."""
+    return re.sub("(_+)", r"\1<wbr>", to_html(name))
+
+
+def is_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # no bool, nan or inf, nor an int beyond floats
+
+
+def loss_html(loss: Any) -> str:
+    if not is_number(loss):
+        return to_html(loss)  # a nan is a text by now
+    return f"{loss:.4f}" if 1e-3 <= abs(loss) < 1e5 else f"{loss:.4g}"
+
+
+def mean_html(mean: Any, deviation: Any) -> str:
+    return loss_html(mean) if deviation is None else f"{loss_html(mean)} ± {loss_html(deviation)}"
+
+
+def duration_html(seconds: Optional[float]) -> str:
+    return "" if seconds is None else show_duration(seconds)
+
+
+def warning_html(text: str) -> str:
+    return f'<p class="warn">⚠\ufe0e {lines_html(text)}</p>'
+
+
+def title_html(column: Column) -> str:
+    return f'<th scope="col" class="{column.kind}">{name_html(column.title)}</th>'
+
+
+def table_html(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
+    """A table with a tbody for each row. End tags that HTML lets go are a megabyte at 10,000 rows."""
+    lines = [f"<table><thead><tr>{''.join(map(title_html, columns))}</thead>"]
     for row in rows:
-        for key, value in row["settings"].items():
-            numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-            settings[key] = "n" if numeric and settings.get(key) != "s" else "s"
-    titles = [("", "Experiment"), *((kind, title) for title, _, kind, _ in columns)]
-    titles += [*((f"{kind} code", shown(key)) for key, kind in settings.items()), ("f", "Files")]
-    heads = "".join([f'<th scope="col" class="{kind}">{title}</th>' for kind, title in titles])
-    lines = [f"<thead><tr>{heads}</tr></thead>"]
-    for row in rows:
-        links = [f'<a href="./{path}">{shown(name)}</a>' for name, path in row["files"]]
-        cells = [f'<th scope="row"><div>{shown(row["name"])}</div></th>']
-        cells += [f'<td class="{kind}">{show(row[key])}</td>' for _, key, kind, show in columns]
-        for key, kind in settings.items():
-            cells.append(f'<td class="{kind}"><div>{shown(show_value(row["settings"].get(key, ""), 60))}</div></td>')
-        cells.append(f'<td class="f">{"".join(links)}</td></tr>{page_failure(row, len(titles))}</tbody>')
-        lines.append(f'<tbody class="{"won" if row["best"] else ""}"><tr>{"".join(cells)}')
+        cells = [CELLS[column.kind] + column.show(row) for column in columns]
+        notes = element(f'td colspan="{len(columns)}"', notes_html(row))
+        lines += ["<tbody><tr>" + "".join(cells), element('tr class="note"', notes)]
+    return "\n".join(filter(None, lines)) + "</table>"
+
+
+def notes_html(row: dict[str, Any]) -> str:
+    """What stands under a row: the error, with hint and end of stderr folded under it, and the warnings."""
+    told = "".join(map(warning_html, row.get("warnings", ())))
+    return error_html(row) + told if row.get("error") else told
+
+
+def error_html(row: dict[str, Any]) -> str:
+    error = lines_html(row["error"])
+    more = element("p", lines_html(row["hint"])) + element("pre", lines_html(row["stderr_tail"]))
+    if not more:
+        return f'<p class="bad">{error}</p>'
+    return f'<details><summary class="bad">{error}</summary>{more}</details>'
+
+
+def status_html(row: dict[str, Any]) -> str:
+    status = to_html(row["status"])
+    mark = ' <span class="warn">⚠\ufe0e</span>' if row["warnings"] else ""
+    attempts = f"<small>{row['attempts']} attempts</small>" if row["attempts"] > 1 else ""
+    return dot_html(status, status + mark) + attempts
+
+
+def best_html(row: dict[str, Any]) -> str:
+    loss = loss_html(row["best_val_loss"])
+    return element("b", loss) if row["best"] else loss
+
+
+def name_column(title: str) -> Column:
+    return Column(title, "name", lambda row: element("div", name_html(row["name"])))
+
+
+def keys_of(rows: Sequence[dict[str, Any]], part: str) -> list[str]:
+    """The keys of all rows' settings, or of what a sweep has set, as they come."""
+    return list(dict.fromkeys(key for row in rows for key in row[part]))
+
+
+def setting_column(key: str, rows: Sequence[dict[str, Any]]) -> Column:
+    """A setting; of long values the part in which they differ, and the whole folded under it."""
+    texts = [setting_text(row, key) for row in rows]
+    start = differs_from(list(filter(is_long, texts)))
+
+    def show(row: dict[str, Any]) -> str:
+        text = setting_text(row, key)
+        whole = to_html(text)
+        part = to_html(text[start : start + MAX_PLAIN].strip())
+        return f"<details><summary>{part}…</summary>{whole}</details>" if is_long(text) else whole
+
+    return Column(key, "n" if all(map(NUMBER_TEXT.fullmatch, texts)) else "s", show)
+
+
+def is_long(text: str) -> bool:
+    return len(text) > MAX_PLAIN
+
+
+def setting_text(row: dict[str, Any], key: str) -> str:
+    """A setting's value; `?` for None: it isn't known."""
+    value = row["settings"].get(key, "")
+    return "?" if value is None else str(value)
+
+
+def differs_from(texts: Sequence[str]) -> int:
+    """Where the item of a list begins in which texts begin to differ; 0 where all are the same."""
+    prefix = os.path.commonprefix(list(texts)) if len(set(texts)) > 1 else ""
+    return len(re.sub(r"[^,\[{(]*\Z", "", prefix))
+
+
+def experiments_html(rows: Sequence[dict[str, Any]], running: bool) -> str:
+    """What a sweep has set stands next to the name; of the facts those of which something is known."""
+    most_links = None if len(rows) <= MAX_LINKED else 1
+    facts = [
+        Column("Progress", "n", lambda row: to_html(row["progress"])),
+        Column("Train loss", "n", lambda row: loss_html(row["train_loss"])),
+        Column("Val loss", "n", lambda row: loss_html(row["val_loss"])),
+        Column("Best val loss", "n", best_html),
+        Column("At step", "n", lambda row: to_html(row["best_step"])),
+        Column("Duration", "n", lambda row: duration_html(row["total_seconds"])),
+        Column("ETA", "n", lambda row: duration_html(row["eta_seconds"]) if running else ""),
+    ]
+    files = Column("Files", "f", lambda row: " ".join(itertools.starmap(link_html, row["files"][:most_links])))
+    settings = {key: setting_column(key, rows) for key in keys_of(rows, "settings")}
+    swept = [settings.pop(key) for key in keys_of(rows, "sweep") if key in settings]
+    known = [column for column in facts if any(map(column.show, rows))]
+    status = Column("Status", "s", status_html)
+    return table_html([name_column("Experiment"), *swept, status, *known, *settings.values(), files], rows)
+
+
+def groups_html(groups: Sequence[dict[str, Any]]) -> str:
+    """The groups of experiments that differ in nothing but the seed."""
+    if not groups:
+        return ""
+    columns = [
+        name_column("Group"),
+        *[setting_column(key, groups) for key in keys_of(groups, "settings")],
+        Column("Completed", "n", lambda row: f"{row['completed']} of {row['total']}"),
+        Column("Best val loss", "n", lambda row: mean_html(row["best_mean"], row["best_std"])),
+        Column("Last val loss", "n", lambda row: mean_html(row["last_mean"], row["last_std"])),
+    ]
+    title = '<div class="bar"><h2>Over seeds</h2><span class="dim">mean ± standard deviation</span></div>'
+    return f'<section id="groups">{title}<div class="scroll">{table_html(columns, groups)}</div></section>'
+
+
+def batches_html(batches: Sequence[dict[str, Any]]) -> str:
+    """What a page over several batches is made of."""
+    columns = [
+        Column("Batch", "name", lambda row: f"<div>{link_html(row['name'], row['href'])}</div>"),
+        Column("State", "s", lambda row: to_html(row["state"])),
+        Column("Started", "s", lambda row: to_html(row["started"])),
+        Column("Command", "s", lambda row: element("code", to_html(row["command"]))),
+    ]
+    return f'<div class="scroll" id="batches">{table_html(columns, batches)}</div>' if batches else ""
+
+
+def head_html(head: PageHead) -> str:
+    running = head.state == "running"
+    words = {key: show_counts({key: count}) for key, count in head.counts.items() if count}
+    only = next(iter(words)) if len(words) == 1 else "interrupted"
+    states = [dot_html("running" if running else only, element("b", to_html(head.state)))]
+    states += itertools.starmap(dot_html, words.items())
+    facts = {
+        "Host": to_html(head.host),
+        "Commit": to_html(head.commit),
+        "Changes": link_html("uncommitted.patch", head.patch) if head.patch else "",
+        "Started": to_html(head.started),
+        "Updated": to_html(head.updated),
+        "Duration": duration_html(head.duration),
+        "ETA": duration_html(head.eta) if running else "",
+        "Command": element("code", to_html(head.command)),
+    }
+    lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', "".join(states))]
+    lines += map(warning_html, head.warnings)
+    lines += [element("dl", "".join(itertools.starmap(fact_html, facts.items()))), batches_html(head.batches)]
     return "\n".join(lines)
 
 
-def page_failure(row: dict[str, Any], width: int) -> str:
-    """A second row with the error; hint and end of stderr are folded under it."""
-    if not row["error"]:
-        return ""
-    tail = row["stderr_tail"] or ""
-    more = f"<p>{shown(row['hint'])}</p>" if row["hint"] else ""
-    more += f"<pre>{chr(10).join(map(shown, tail.expandtabs().splitlines()))}</pre>" if tail else ""
-    start, end = ("<details><summary>", "</summary>") if more else ("<p>", "</p>")
-    more += "</details>" if more else ""
-    return f'<tr class="why"><td colspan="{width}">{start}{shown(row["error"])}{end}{more}</td></tr>'
+def dot_html(kind: str, inside: str) -> str:
+    return f'<span class="dot {to_html(kind)}">{inside}</span>'
 
 
-def page_head(head: dict[str, Any]) -> str:
-    counts = [(word, f"{number} {word}") for word, number in head["counts"].items() if number]
-    counted = "".join([f"<span>{shown_status(word, text)}</span>" for word, text in counts])
-    facts = {key.title(): head[key] for key in ("host", "commit", "started", "updated")}
-    facts.update({"Duration": show_duration(head["duration"]), "ETA": head["eta"] and show_duration(head["eta"])})
-    listed = [f"<div><dt>{key}</dt><dd>{shown(fact)}</dd></div>" for key, fact in facts.items() if fact]
-    listed += [f'<div class="wide"><dt>Command</dt><dd><code>{shown(head["command"])}</code></dd></div>']
-    dot = "running" if head["state"] == "running" else counts[0][0] if len(counts) == 1 else "interrupted"
-    state = f'<p class="bar counts"><b>{shown_status(dot, head["state"])}</b>{counted}</p>'
-    return f"<h1>{shown(head['title'])}</h1>{state}<dl>{''.join(listed)}</dl>"
+def fact_html(title: str, fact: str) -> str:
+    return element("div", f"<dt>{title}</dt><dd>{fact}</dd>" if fact else "")
 
 
-def render_page(head: dict[str, Any], rows: list[dict[str, Any]], charts: dict[str, Any]) -> str:
-    """report.html, whole; text is escaped here, and a nan or inf is a string."""
-    wait = head["reload_seconds"] if head["state"] == "running" else None
-    data = {**charts, "state": head["state"], "reload": wait}
+def swept_setting(rows: Sequence[dict[str, Any]]) -> Optional[str]:
+    """The setting along which a sweep can be drawn: its numbers tell the points apart, seeds aside."""
+    key = next((key for key in keys_of(rows, "sweep") if key != "seed"), "")
+    values = [row["sweep"].get(key) for row in rows]
+    points = [str({**row["sweep"], "seed": None}) for row in rows]
+    if not all(map(is_number, values)):
+        return None
+    return key if len(set(values)) == len(set(points)) else None
+
+
+def sweep_chart(rows: Sequence[dict[str, Any]]) -> Optional[dict[str, Any]]:
+    """A line for each config: its points, and their mean at each value, of which seeds give several."""
+    known = [row for row in rows if row["sweep"] and row["best_val_loss"] is not None]
+    key = swept_setting(known)
+    if not key:
+        return None
+    lines: dict[str, list[list[Any]]] = {}
+    for row in sorted(known, key=lambda row: float(row["sweep"][key])):
+        point = [row["sweep"][key], row["best_val_loss"], row["name"]]
+        lines.setdefault(row["config_path"], []).append(point)
+    values = sorted({row["sweep"][key] for row in known})
+    drawn = [{"name": path, "points": points, "mean": means(points)} for path, points in lines.items()]
+    return {"key": key, "log": is_log_spaced(values), "values": values, "lines": drawn}
+
+
+def means(points: Sequence[list[Any]]) -> list[list[Any]]:
+    """The mean loss at each value, in order; a loss that is nan or inf has no part in it."""
+    losses: dict[float, list[float]] = {}
+    for value, loss, _ in points:
+        if is_number(loss):
+            losses.setdefault(value, []).append(loss)
+    return [[value, sum(each) / len(each)] for value, each in losses.items()]
+
+
+def is_log_spaced(values: Sequence[float]) -> bool:
+    """Whether ascending values are better drawn on a logarithmic axis."""
+    low, middle, high = values[0], values[len(values) // 2], values[-1]
+    return len(values) > 2 and 0 < low <= high / 10 and middle < (low + high) / 3
+
+
+def render_page(
+    head: PageHead,
+    rows: Sequence[dict[str, Any]],
+    curves: Sequence[dict[str, Any]],
+    groups: Sequence[dict[str, Any]] = (),
+) -> str:
+    """report.html, whole. A loss that is nan or inf is a text already."""
+    running = head.state == "running"
+    wait = head.reload_seconds if running else None
+    best = {row["name"]: row["best"] for row in rows}
+    drawn = [{**curve, "best": best[curve["name"]]} for curve in curves if curve["val"] + curve["train"]]
+    note = f"the best {MAX_CURVES} of {len(rows):,} are drawn" if len(rows) > MAX_CURVES else ""
+    data = {"curves": drawn, "sweep": sweep_chart(rows), "note": note, "reload": wait}
+    refresh = f'<noscript><meta http-equiv="refresh" content="{wait}"></noscript>'
+    more = f'<label><input type="checkbox" id="all"> show all {len(rows):,}</label>'
     parts = {
-        "TITLE": shown(head["title"]),
-        "REFRESH": f'<noscript><meta http-equiv="refresh" content="{wait}"></noscript>' if wait else "",
-        "HEAD": page_head(head),
-        "ROWS": page_table(rows),
+        "TITLE": to_html(head.title),
+        "REFRESH": refresh if wait else "",
+        "HEAD": head_html(head),
+        "EMPTY": "" if drawn else EMPTY[running],
+        "GROUPS": groups_html(groups),
+        "MORE": more if len(rows) > MAX_SHOWN else "",
+        "ROWS": experiments_html(rows, running),
         "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     return re.sub("<!--([A-Z]+)-->", lambda mark: parts[mark[1]], PAGE)
 
 
-def page_charts(results: Sequence[Result], sweep: Any, curves: dict[str, Curve]) -> dict[str, Any]:
-    """The curves of the running and the best experiments, and what a sweep of one setting has brought."""
-    key = next(iter(sweep)) if isinstance(sweep, dict) and len(sweep) == 1 else ""
-    values = {each.config_name: each.overrides.get(key) for each in results}
-    numeric = all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values.values())
-    drawn = sorted(results, key=rank)[:MAX_CURVES]
-    shown_names = {each.config_name for each in drawn}
-    lines = []
-    for name in (each.config_name for each in results if each.config_name in shown_names):
-        series = curves[name].drawn() if name in curves else {"val": [], "train": []}
-        lines.append({"name": name, "value": values[name] if numeric else None, "best": False, **series})
-    points = [[values[each.config_name], to_json(each.metrics.best_val_loss), each.config_name] for each in results]
-    points = [point for point in points if numeric and point[1] is not None]
-    chart = {"key": key, "log": log_spaced({point[0] for point in points}), "points": points} if points else None
-    note = f"the best {len(drawn):,} of {len(results):,} are drawn" if len(drawn) < len(results) else ""
-    return {"curves": lines, "sweep": chart, "note": note}
-
-
-def rank(result: Result) -> tuple[bool, float]:
-    loss = result.metrics.best_val_loss
-    return result.status != "running", math.inf if loss is None else loss
-
-
-def log_spaced(values: set[Any]) -> bool:
-    ordered = sorted(values)
-    if len(ordered) < 3 or ordered[0] <= 0:
-        return False
-    middle = ordered[len(ordered) // 2]
-    return bool(middle < (ordered[0] + ordered[-1]) / 3 and ordered[-1] >= 10 * ordered[0])
-
-
-def write_report(
-    folder: str, summary: dict[str, Any], results: Sequence[Result], curves: dict[str, Curve], limit: float = math.inf
-) -> str:
-    """Write a batch's report.html, with what its logs hold by now; returns its path. Raises OSError."""
-    for each in sorted(results, key=rank)[:MAX_CURVES]:
-        if each.attempts and (each.metrics.step is not None or each.status not in ("completed", "failed")):
-            curve = curves.setdefault(each.config_name, Curve())
-            curve.update(os.path.join(folder, each.config_name, LOGS["stdout"]), limit)
-    rows = rows_of(results)
-    for row, each in zip(rows, results):
-        files = {**LOGS, "config": "config_used.py", "metadata": "experiment_metadata.json"}
-        files.update({} if each.status == "running" else {"result": "experiment_result.json"})
-        row["attempts"] = each.attempts if each.attempts > 1 else None
-        row["error"] = row["error"] or (row["hint"] if each.status == "completed" else None)
-        row["files"] = [(name, f"{each.config_name}/{file}") for name, file in files.items() if each.attempts]
-    charts = page_charts(results, summary.get("sweep"), curves)
-    best = {row["name"] for row in rows if row["best"]}
-    for line in charts["curves"]:
-        line["best"] = line["name"] in best
-    git, command = summary.get("git"), summary.get("command")
-    git = git if isinstance(git, dict) else {}
-    running = summary.get("state") == "running"
-    head = {
-        "title": os.path.basename(os.path.abspath(folder)),
-        "host": summary.get("hostname"),
-        "commit": f"{str(git.get('commit'))[:12]}{' with changes' * bool(git.get('dirty'))}" if git else None,
-        "command": shell_line([str(word) for word in command]) if isinstance(command, list) else "",
-        "started": str(summary.get("start_time"))[:19].replace("T", " "),
-        "updated": time.strftime("%Y-%m-%d %H:%M:%S") if running else None,
-        "state": str(summary.get("state")),
-        "counts": count_statuses(results),
-        "duration": summary_duration(summary),
-        "eta": batch_left(results, slot_count(summary)),
-        "reload_seconds": RELOAD,
-    }
-    path = os.path.join(folder, REPORT)
-    write_file(path, render_page(head, rows, charts).encode(errors="backslashreplace"))
-    return path
-
-
-def summary_duration(summary: dict[str, Any]) -> Optional[float]:
-    """Seconds that a batch took, or has taken so far."""
-    stand_in = from_json(Result, {**summary, "status": summary.get("state")})
-    return elapsed(stand_in)
-
-
-def slot_count(summary: dict[str, Any]) -> int:
-    options = summary.get("options")
-    devices, jobs = (options.get("devices"), options.get("jobs")) if isinstance(options, dict) else (None, 1)
-    return len(devices) if isinstance(devices, list) else jobs if isinstance(jobs, int) else 1
-
-
 PAGE = r"""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
+<html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<link rel="icon" href="data:,">
-<!--REFRESH-->
-<title><!--TITLE--></title>
+<title><!--TITLE--></title><link rel="icon" href="data:,"><!--REFRESH-->
 <style>
-:root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9;
-  --box: #f5f6f7; --good: #1a7f37; --bad: #cf222e; --warn: #bf6a02; --busy: #0a66c2; --c0: #0072b2;
-  --c1: #d55e00; --c2: #009e73; --c3: #c2619a; --c4: #3d9fd8; --c5: #d38f00; --c6: #4a4f55 }
+:root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9; --box: #f5f6f7;
+  --good: #1a7f37; --bad: #cf222e; --warn: #9a5b00; --busy: #0a66c2; --first: #6d48c2; --last: #6cb947; --c0: #1a7fc2;
+  --c1: #dc6413; --c2: #109c76; --c3: #c2619a; --c4: #55aee3; --c5: #d38f00; --c6: var(--dim) }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #131518; --ink: #e3e5e8; --dim: #959ca6;
-  --line: #2b2f35; --box: #1d2024; --good: #45b363; --bad: #f0645c; --warn: #e0962f; --busy: #5fabf5;
-  --c0: #3b96d9; --c1: #ee7a2c; --c2: #1bb98b; --c3: #d98bb8; --c4: #7cc6f2; --c5: #eeb233; --c6: #b4bac2 } }
+  --line: #2b2f35; --box: #1d2024; --good: #45b363; --bad: #f0645c; --warn: #e0962f; --busy: #5fabf5 } }
 * { box-sizing: border-box }
 body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
 main { max-width: 80rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem } section { margin-top: 2.5rem }
 h1, h2, b { font-weight: 600 } h1 { margin: 0; font-size: clamp(1.2rem, 5vw, 1.6rem); line-height: 1.25 }
-h2 { margin: 0 auto 0 0; font-size: 1.05rem } dt { font-size: .8rem } dd { margin: 0 }
-a, .more { color: var(--busy); text-decoration: none } a:hover { text-decoration: underline }
-button { font: inherit; color: inherit; background: none; border: 0; padding: 0; cursor: pointer }
-code, pre, .code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .86em }
-.dim, dt, thead { color: var(--dim) } .wide { flex-basis: 100% } label { font-size: .88rem }
-.dot { display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%;
-  background: var(--dim); vertical-align: .1em } .dot, .legend i { print-color-adjust: exact }
-.completed { background: var(--good) } .failed, .error, .errors { background: var(--bad) }
-.timeout, .timeouts, .interrupted { background: var(--warn) } .running { background: var(--busy) }
+h2 { margin: 0 auto 0 0; font-size: 1.05rem } dt { font-size: .8rem } dd { margin: 0 } label { font-size: .88rem }
+a { color: var(--busy); text-decoration: none } input { margin: 0; vertical-align: -.1em } summary { cursor: pointer }
+button { font: inherit; color: inherit; text-align: inherit; background: none; border: 0; padding: 0; cursor: pointer }
+code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .86em; overflow: auto }
+pre { padding: .8rem 1rem; max-height: 24rem; background: var(--box); border-radius: 6px }
+code { display: block; max-height: 9rem } .dim, dt, thead, small { color: var(--dim) } .wide { flex-basis: 100% }
+.bad { color: var(--bad) } .warn { color: var(--warn) } .dot { white-space: nowrap; --dot: var(--dim) }
+.completed { --dot: var(--good) } .running { --dot: var(--busy) } .failed, .error, .errors { --dot: var(--bad) }
+.timeout, .timeouts, .interrupted { --dot: var(--warn) }
+.dot::before { content: ""; display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%;
+  background: var(--dot); vertical-align: .1em; print-color-adjust: exact }
 .bar, dl, .legend, .legend > * { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 0 0 .6rem }
-.counts { margin: .5rem 0 1.2rem } dl { gap: .7rem 2.2rem } input { margin: 0; vertical-align: -.1em }
-.plot { position: relative } #sweep { max-width: 46rem }
-.plot svg { display: block; width: 100%; height: auto; overflow: visible; touch-action: pan-y }
-text { font-size: 12px; fill: var(--dim) } circle { fill: currentColor }
-.grid { stroke: var(--line); shape-rendering: crispEdges }
+.counts { margin: .5rem 0 1.2rem } dl { gap: .7rem 2.2rem } #sweep { max-width: 46rem } .plot { position: relative }
+.plot svg { display: block; width: 100%; height: auto; touch-action: pan-y } text { font-size: 12px; fill: var(--dim) }
+#curves:not(:has(svg)) label { display: none } .grid { stroke: var(--line); shape-rendering: crispEdges }
 .curve { fill: none; stroke-width: 1.6; stroke-linejoin: round } .best { stroke-width: 2.8 }
-.faint { opacity: .4; stroke-width: 1.2 } .lit g g { opacity: .15 } .lit g .on { opacity: 1 }
+.faint { opacity: .4; stroke-width: 1.2 } svg:has(.on) g:not(.on) { opacity: .15 }
 .tip { position: absolute; pointer-events: none; max-width: 16rem; padding: .3rem .6rem; font-size: .82rem;
   white-space: pre-line; background: var(--page); border: 1px solid var(--line); border-radius: 6px }
 .legend { gap: 0; max-height: 8.2rem; overflow: auto; margin: .5rem 0 0 -.5rem; font-size: .85rem }
-.legend > * { flex-wrap: nowrap; align-items: center; gap: .5em; padding: .15rem .5rem; margin: 0;
-  text-align: left } .legend > :hover { color: var(--busy) }
-[aria-pressed=false] { opacity: .45; text-decoration: line-through }
-.legend svg { flex: none; width: 22px; height: 8px } .legend i { width: 9rem; height: .5rem }
-.scroll { overflow-x: auto; margin: 0 -1.5rem; padding: 0 1.5rem .5rem; content-visibility: auto;
-  contain-intrinsic-size: auto 30rem }
-table { border-collapse: collapse; min-width: 100%; font-size: .9rem }
-tbody { border-top: 1px solid var(--line) } summary { cursor: pointer }
-th, td { padding: .5rem 0 .5rem 1.3rem; text-align: left; vertical-align: baseline; white-space: nowrap }
-tr > :first-child { padding-left: 0 } .n { text-align: right } .n div { margin-left: auto }
-th { font-weight: 500 } thead th { font-size: .88em } .f a { margin-right: .7em }
-[aria-sort] { color: var(--ink) } [aria-sort]::after { content: " ↑" }
-[aria-sort^=d]::after { content: " ↓" }
-th div, td div { width: max-content; max-width: 20rem; white-space: normal }
-.won .b { font-weight: 700 } .won .b::before { content: "★ "; color: var(--good) }
-.why td { padding: 0 0 .6rem; white-space: normal } .why p, pre { margin: .4rem 0 }
-.why td > * { position: sticky; left: 0; width: fit-content; max-width: min(75rem, 100vw - 2rem) }
-.why td > p { margin: 0 } summary, .why td > p { color: var(--bad) }
-pre { padding: .8rem 1rem; max-height: 24rem; overflow: auto; background: var(--box); border-radius: 6px }
+.legend > * { flex-wrap: nowrap; align-items: center; gap: .5em; padding: .15rem .5rem; margin: 0 }
+.legend svg { flex: none; width: 22px; height: 8px } [aria-pressed=false] { opacity: .4; text-decoration: line-through }
+.scroll { overflow: auto; margin: 0 -1.5rem; padding: 0 1.5rem .5rem } #batches { max-height: 20rem }
+table { border-collapse: collapse; min-width: 100%; font-size: .86rem; line-height: 1.4; overflow-wrap: break-word;
+  --gap: .8rem; --name: 20rem; --files: 8.5rem }
+table:has(th:nth-child(13)) { font-size: .75rem; --gap: .45rem; --name: 8rem; --files: 6.3rem }
+tbody { border-top: 1px solid var(--line) } tr > :first-child { padding-left: 0 } th { font-weight: 500 }
+th, td { padding: .45rem 0 .45rem var(--gap); text-align: right; vertical-align: baseline; white-space: nowrap }
+tbody th, .name, .s, .f, .note td { text-align: left } th, .s, .f { white-space: normal }
+td.s { max-width: 16rem } th div { width: max-content; max-width: var(--name) } .f { min-width: var(--files) }
+.f a { white-space: nowrap; font-size: .93em } .s details { min-width: 7rem } .s details[open] { width: 16rem }
+td b { font-weight: 700 } td b::before { content: "★ "; color: var(--good) } thead th { font-size: .92em }
+.note td { padding: 0 0 .6rem; white-space: pre-line } .note p, pre { margin: .4rem 0 }
+.note td > * { position: sticky; left: 0; width: fit-content; max-width: min(75rem, 100vw - 2rem); margin: 0 }
+[aria-sort^=a]::after { content: " ↑" } [aria-sort^=d]::after { content: " ↓" } small { display: block }
+section:not(:has(#all:checked)) tbody:nth-of-type(n + 501) { display: none }
 @media (max-width: 40rem) { main { padding: 1.4rem 1rem 3rem } h2 { flex-basis: 100% }
-  th div { max-width: 9rem } .scroll { margin: 0 -1rem; padding: 0 1rem .5rem } }
-@media print { main { max-width: none; padding: 0 } .scroll, .legend { overflow: visible; max-height: none }
-  table { font-size: 8pt } th, td { padding-left: .6rem } label, .f, .more, .tip { display: none }
+  .scroll { margin: 0 -1rem; padding: 0 1rem .5rem } .f { white-space: nowrap } }
+@media print { main { max-width: none; padding: 0 } .scroll, .legend, code { overflow: visible; max-height: none }
+  table, table:has(th) { font-size: 7pt; --gap: .5rem; --name: 9rem } label, .f, .tip { display: none }
   #curves, #sweep, tbody { break-inside: avoid } }
 </style>
 </head>
-<body>
-<main>
-<header><!--HEAD--></header>
+<body><main><header><!--HEAD--></header>
 <section id="curves"><div class="bar"><h2>Validation loss</h2>
-<label hidden><input type="checkbox" id="train"> training loss</label>
-<label hidden><input type="checkbox" id="log"> log scale</label></div>
+<label><input type="checkbox" id="train"> training loss</label>
+<label><input type="checkbox" id="log"> log scale</label></div>
 <noscript><p class="dim">The curves are drawn by JavaScript, which is off. The table is whole.</p></noscript>
-<div class="plot"></div><div class="legend"></div></section>
-<section id="sweep" hidden><div class="bar"><h2></h2></div><div class="plot"></div></section>
-<section><div class="bar"><h2>Experiments</h2></div>
-<div class="scroll"><table>
-<!--ROWS-->
-</table></div><button class="more" hidden></button></section>
-</main>
-<script type="application/json" id="data"><!--DATA--></script>
-<script>
-"use strict";
-const one = query => document.querySelector(query), number = v => typeof v === "number";
+<div class="plot"><p class="dim"><!--EMPTY--></p></div><div class="legend"></div></section>
+<section id="sweep" hidden><div class="bar"><h2></h2></div><div class="plot"></div><div class="legend"></div></section>
+<!--GROUPS-->
+<section id="experiments"><div class="bar"><h2>Experiments</h2><!--MORE--></div>
+<div class="scroll"><!--ROWS--></div></section></main><script type="application/json" id="data"><!--DATA--></script>
+<script>"use strict";
+const one = query => document.querySelector(query), isNumber = v => typeof v === "number";
 const data = JSON.parse(one("#data").textContent), curves = data.curves, sweep = data.sweep;
 const KEY = "report " + location.pathname;
 let kept = {};  // what the reader chose; it outlives the reload
@@ -1950,175 +4501,146 @@ function add(parent, tag, attributes = {}, text = "") {
   const space = tag === "svg" || parent instanceof SVGElement ? "2000/svg" : "1999/xhtml";
   const node = document.createElementNS("http://www.w3.org/" + space, tag);
   for (const key in attributes) node.setAttribute(key, attributes[key]);
-  node.textContent = text;
   parent.append(node);
+  node.append(text);
   return node;
 }
-
-// Axes
-const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
-const tiny = v => v && Math.abs(v) < 1e-3;
-const short = v => tiny(v) ? (+v.toPrecision(4)).toExponential() : compact.format(v).replace("K", "k");
-function ticks([low, high], count, log) {
-  const power = 10 ** Math.floor(Math.log10((high - low) / count)), found = [];
-  const step = power * [1, 2, 5, 10].find(m => m * power >= (high - low) / count * .999);
-  for (let k = Math.floor(Math.log10(low)); log && k <= Math.log10(high); k++)
-    found.push(...[1, 2, 5].map(m => +`${m}e${k}`).filter(v => v >= low && v <= high));
-  if (found.length > 2 && found.length <= 2 * count) return found;
-  const tens = found.filter(v => /^1e/.test(v.toExponential())), every = Math.ceil(tens.length / count);
-  if (found.length > 2) return tens.filter((_, i) => i % every === 0);
-  const start = Math.ceil(low / step), length = Math.floor(high / step) - start + 1;
-  return Array.from({ length }, (_, i) => +((start + i) * step).toPrecision(9));
+// An axis maps values to 0..1, with some room at both ends
+function axis(values, log, room) {
+  const f = log ? Math.log10 : v => v, back = log ? v => 10 ** v : v => v;
+  const low = values.reduce((a, v) => Math.min(a, f(v)), Infinity);
+  const high = values.reduce((a, v) => Math.max(a, f(v)), -Infinity);
+  if (low > high) return axis([0, 1], false, 0);
+  const more = low < high ? room * (high - low) : Math.abs(low) / 2 || .5;
+  const at = v => (f(v) - low + more) / (high - low + 2 * more);
+  return { log, at, low: back(low - more), high: back(high + more) };
 }
-function range(values, log, room) {  // with some room around, never empty
-  let low = Infinity, high = -Infinity;
-  for (const v of values) low = Math.min(low, v), high = Math.max(high, v);
-  if (low > high) return [1, 10];
-  const more = low < high ? (log ? high / low : high - low) : log ? 2 : Math.abs(low) || 1;
-  room = low < high ? room : .5;
-  return log ? [low / more ** room, high * more ** room] : [low - more * room, high + more * room];
-}
-function scale([low, high], from, to, log) {
-  const f = log ? Math.log : v => v;
-  return v => from + (f(v) - f(low)) / (f(high) - f(low)) * (to - from);
-}
-
-// series: [{name, color, dash, kind, dots, points: [[x, loss or "nan", name]]}]; o: titles, ranges, logs
-function plot(host, series, o) {
-  const wide = Math.max(260, host.clientWidth), high = Math.round(Math.min(430, Math.max(230, wide / 2)));
-  const left = 46, right = wide - 16, top = 26, bottom = high - 42, clip = host.parentNode.id + "-clip";
-  const x = scale(o.xs, left, right, o.xlog), y = scale(o.ys, bottom, top, o.ylog), spots = [];
-  host.textContent = "";
-  const root = add(host, "svg", { viewBox: `0 0 ${wide} ${high}`, role: "img", "aria-label": o.y });
-  const label = (x, y, anchor, text) => add(root, "text", { x, y, "text-anchor": anchor }, text);
-  const grid = d => add(root, "path", { class: "grid", d });
-  for (const v of ticks(o.ys, bottom / 42, o.ylog))
-    grid(`M${left} ${y(v)}H${right}`), label(left - 8, y(v) + 4, "end", short(v));
-  const apart = (v, i, all) => !i || x(v) - x(all[i - 1]) > 44;
-  for (const v of o.values && o.values.every(apart) ? o.values : ticks(o.xs, (right - left) / 80, o.xlog))
-    grid(`M${x(v)} ${bottom}v5`), label(x(v), bottom + 20, "middle", short(v));
-  grid(`M${left} ${bottom}H${right}`), label(0, 10, "start", o.y), label(right, high - 4, "end", o.x);
-  add(add(root, "clipPath", { id: clip }), "rect", { x: left - 6, y: 20, width: wide, height: bottom - 14 });
-  const inside = add(root, "g", { "clip-path": `url(#${clip})` });
-  for (const s of series) {
-    const group = s.group = add(inside, "g"), style = `stroke:${s.color};stroke-dasharray:`;
-    let path = "", crosses = "", pen = "M", px = 0, py = top;
-    for (const [at, loss, name = s.name] of s.points) {
-      const fits = number(loss) && (loss > 0 || !o.ylog), last = pen === "L" || !path || s.dots;
-      if (fits || s.dots || !path) px = x(at);
-      py = fits ? Math.max(-2e3, y(loss)) : s.dots ? top : Math.max(top, py);
-      if (fits) path += pen + px.toFixed(1) + " " + py.toFixed(1);
-      else if (last) crosses += `M${px - 4} ${py - 4}l8 8m0-8l-8 8`;  // nan or inf: the curve ends
-      if (fits && (s.dots || s.points.length < 2))
-        add(group, "circle", { cx: px, cy: py, r: s.dots || 3.5, style: "fill:" + s.color });
-      const text = `${name}\n${o.x} ${at}: ${number(loss) ? +loss.toPrecision(6) : loss}`;
-      if (fits || last) spots.push({ px, py: Math.max(top, py), group, text });
-      pen = fits ? "L" : "M";
-    }
-    const joined = s.kind === "unjoined" ? "stroke:none" : style + s.dash;
-    add(group, "path", { class: "curve " + s.kind, d: path, style: joined });
-    add(group, "path", { class: "curve", d: crosses, style: style + "none" });
+function ticks({ low, high, log }, count) {
+  if (log) {  // even steps, rounded to as many digits as tell them apart
+    const digits = 1 + Math.ceil(Math.log10(high / (high - low)) - .05);
+    const even = Array.from({ length: count }, (_, i) => low * (high / low) ** ((i + .5) / count));
+    return [...new Set(even.map(v => Number(v.toPrecision(digits))))].filter(v => v >= low && v <= high);
   }
-  const mark = add(root, "circle"), tip = add(host, "div", { class: "tip", hidden: "" });
-  root.onpointerleave = () => { tip.hidden = true; mark.setAttribute("r", 0); light() };
+  const least = (high - low) / count, power = 10 ** Math.floor(Math.log10(least));
+  const step = power * [1, 2, 5, 10].find(m => m * power >= least * .999);
+  const first = Math.ceil(low / step), length = Math.floor(high / step) - first + 1;
+  return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(9)));
+}
+function short(v) {
+  const tiny = v && Math.abs(v) < 1e-3, how = { notation: "compact", maximumSignificantDigits: 4 };
+  return tiny ? Number(v.toPrecision(4)).toExponential() : v.toLocaleString("en", how).replace("K", "k");
+}
+// series: [{name, color, kind, dots, points: [[x, loss or "nan", name]]}]
+function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
+  const width = Math.max(260, host.clientWidth), height = Math.min(430, Math.max(230, width >> 1));
+  const left = 46, right = width - 16, top = 26, bottom = height - 42;
+  const x = v => left + xs.at(v) * (right - left), y = v => bottom - ys.at(v) * (bottom - top);
+  host.textContent = "";
+  const root = add(host, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": yTitle });
+  const write = (x, y, anchor, text) => add(root, "text", { x, y, "text-anchor": anchor }, text);
+  const line = d => add(root, "path", { class: "grid", d });
+  for (const v of ticks(ys, bottom / 42 | 0)) {
+    line(`M${left} ${y(v)}H${right}`);
+    write(left - 8, y(v) + 4, "end", short(v));
+  }
+  const apart = (v, i) => !i || x(v) - x(xValues[i - 1]) > 44;
+  for (const v of xValues && xValues.every(apart) ? xValues : ticks(xs, (right - left) / 80 | 0)) {
+    line(`M${x(v)} ${bottom}v5`);
+    write(x(v), bottom + 20, "middle", short(v));
+  }
+  line(`M${left} ${bottom}H${right}`);
+  write(0, 10, "start", yTitle);
+  write(right, height - 4, "end", xTitle);
+  const spots = series.flatMap(s => drawSeries(root, s, x, y, top, ys.log));
+  const tip = add(host, "div", { class: "tip", hidden: "" });
+  root.onpointerleave = () => { tip.hidden = true; light(); };
   root.onpointermove = event => {
     const box = root.getBoundingClientRect();
     const far = s => Math.hypot(s.px - event.clientX + box.left, s.py - event.clientY + box.top);
-    const near = spots.reduce((a, s) => far(s) < a[0] ? [far(s), s] : a, [Infinity, null])[1];
+    const near = spots.reduce((a, s) => a && far(a) < far(s) ? a : s, null);
     if (!near) return;
     tip.hidden = false;
-    tip.textContent = near.text;
+    tip.textContent = `${near.name}\n${xTitle} ${near.at}: ${near.loss}`;
     tip.style.top = near.py + 12 + "px";
-    tip.style.left = Math.max(0, Math.min(near.px + 12, wide - tip.offsetWidth)) + "px";
-    for (const [key, v] of [["cx", near.px], ["cy", near.py], ["r", 4]]) mark.setAttribute(key, v);
+    tip.style.left = Math.max(0, Math.min(near.px + 12, width - tip.offsetWidth)) + "px";
     light(near.group);
   };
 }
-function light(group = null) {
-  for (const svg of document.querySelectorAll(".plot svg")) svg.classList.toggle("lit", svg.contains(group));
-  for (const g of document.querySelectorAll(".plot g g")) g.classList.toggle("on", g === group);
+function drawSeries(root, s, x, y, top, log) {  // a nan or inf is a cross; returns what the pointer can find
+  const group = s.group = add(root, "g"), spots = [];
+  let path = "", crosses = "", broken = false, py = top;
+  for (const [at, loss, name = s.name] of s.points) {
+    const px = x(at), fits = isNumber(loss) && (loss > 0 || !log), isDot = s.dots || s.points.length < 2;
+    if (fits) py = Math.max(-2000, y(loss));  // what diverges leaves at the top
+    else py = s.dots ? top : Math.max(top, py);
+    if (!fits && (s.dots || !broken)) crosses += `M${px - 4} ${py - 4}l8 8m0-8l-8 8`;
+    if (fits) path += (path && !broken ? "L" : "M") + px.toFixed(1) + " " + py.toFixed(1);
+    if (fits && isDot) add(group, "circle", { cx: px, cy: py, r: s.dots || 3.5, style: "fill:" + s.color });
+    spots.push({ px, py: Math.max(top, py), group, name, at, loss: fits ? +loss.toPrecision(6) : loss });
+    broken = !fits;
+  }
+  const d = s.dots ? crosses : path + crosses;
+  add(group, "path", { class: "curve " + s.kind, d, style: "stroke:" + s.color });
+  return spots;
 }
-
-// Up to ten curves in colours that the colour-blind tell apart, more on a scale by value or place
-const few = curves.length <= 10, byValue = !few && curves.every(c => number(c.value));
-const xlog = !!sweep && sweep.log, night = matchMedia("(prefers-color-scheme: dark)");
-const ends = range(curves.map((c, i) => byValue ? c.value : i), xlog && byValue, 0);
-function viridis(t) {
-  const stops = ["#440154", "#3b528b", "#21918c", "#5ec962", "#fde725"];
-  const at = night.matches ? .8 + 3.2 * t : 3.5 * t, k = Math.min(3, Math.floor(at));
-  return `color-mix(in srgb, ${stops[k + 1]} ${Math.round((at - k) * 100)}%, ${stops[k]})`;
-}
-function smooth(points) {
-  const finite = points.filter(p => number(p[1])), most = Math.ceil(finite.length / 60);
-  return finite.map(([step], i) => {
-    const w = Math.min(most, i, finite.length - 1 - i), around = finite.slice(i - w, i + w + 1);
-    return [step, around.reduce((sum, p) => sum + p[1], 0) / around.length];
+const light = group => document.querySelectorAll(".plot g").forEach(g => g.classList.toggle("on", g === group));
+function paint(lines) {  // up to seven in colours that the colour-blind tell apart, more on a scale
+  lines.forEach((line, i) => {
+    const mixed = `color-mix(in oklch, var(--last) ${100 * i / lines.length}%, var(--first))`;
+    line.color = lines.length > 7 ? mixed : `var(--c${i})`;
+    line.kind = line.best ? "best" : "";
   });
 }
+function addEntry(host, tag, line) {
+  const entry = add(host, tag), svg = add(entry, "svg");
+  add(svg, "path", { d: "M0 4H22", class: "curve " + line.kind, style: "stroke:" + line.color });
+  entry.append(line.name + (line.best ? " ★" : ""));
+  return entry;
+}
 function draw() {
-  const host = one("#curves .plot"), gone = kept.gone || [], evaluated = curves.some(c => c.val.length);
-  const any = evaluated || curves.some(c => c.train.length), shade = scale(ends, 0, 1, xlog && byValue);
-  const train = kept.train ?? !evaluated, ylog = !!kept.log;
-  for (const input of document.querySelectorAll("input")) {
-    input.parentNode.hidden = !any;
-    input.checked = input.id === "log" ? ylog : train;
+  const gone = kept.gone || [], log = !!kept.log, train = kept.train ?? !curves.some(c => c.val.length);
+  for (const input of document.querySelectorAll("#curves input")) {
+    input.checked = input.id === "log" ? log : train;
     input.onchange = () => keep({ [input.id]: input.checked }, draw);
   }
-  host.classList.toggle("dim", !any);
-  if (!any) return host.textContent = data.state === "running" ? "The curves begin with the first evaluation."
-    : "No experiment printed an evaluation, so there are no curves.";
-  curves.forEach((c, i) => Object.assign(c, {
-    color: few ? `var(--c${i % 7})` : viridis(shade(byValue ? c.value : i)),
-    dash: few && i > 6 ? "6 3" : "none", kind: c.best ? "best" : "", points: c.val }));
   const here = curves.filter(c => !gone.includes(c.name)).sort((a, b) => a.best - b.best);
-  const faint = c => ({ ...c, kind: "faint", points: smooth(c.train), name: c.name + ", training loss" });
-  const series = train ? [...here.map(faint), ...here] : here, points = series.flatMap(s => s.points);
-  const losses = points.map(p => p[1]).filter(v => number(v) && (v > 0 || !ylog));
-  // A run that diverges leaves the plot at the top: it must not flatten the others.
-  const first = Math.max(...series.map(s => (s.points.find(p => number(p[1])) || [0, 0])[1]));
+  for (const c of here) c.points = c.val;
+  const faint = here.map(c => ({ ...c, kind: "faint", points: c.train, name: c.name + ", training loss" }));
+  const series = train ? [...faint, ...here] : here, points = series.flatMap(s => s.points);
+  const losses = points.map(p => p[1]).filter(v => isNumber(v) && (v > 0 || !log));
+  // A run that diverges must not flatten the others: the axis ends not far above where the runs began
+  const first = Math.max(...series.map(s => (s.points.find(p => isNumber(p[1])) || [0, 0])[1]));
   const most = first > 0 && losses.some(v => v > 2 * first) ? 1.2 * first : Infinity;
-  plot(host, series, { x: "step", y: "loss", xs: range(points.map(p => p[0]), false, 0), ylog,
-    ys: range(losses.map(v => Math.min(v, most)), ylog, .04) });
-  legend(gone);
-}
-function legend(gone) {
-  const host = one(".legend");
-  host.textContent = "";
-  if (byValue) {
-    const ramp = add(host, "div", { class: "wide dim" }, (sweep ? sweep.key + " " : "") + short(ends[0]));
-    add(ramp, "i", { style: `background: linear-gradient(to right, ${[0, .25, .5, .75, 1].map(viridis)})` });
-    ramp.append(short(ends[1]));
-  }
-  if (data.note) add(host, "div", { class: "wide dim" }, data.note);
-  for (const c of curves.filter(c => c.val.length || c.train.length)) {
-    const off = gone.includes(c.name), button = add(host, "button", { "aria-pressed": !off });
-    const style = `stroke:${c.color};stroke-dasharray:${c.dash}`;
-    add(add(button, "svg"), "path", { d: "M0 4H22", class: "curve " + c.kind, style });
-    button.append(c.name + (c.best ? " ★" : ""));
+  const xs = axis(points.map(p => p[0]), false, 0), ys = axis(losses.map(v => Math.min(v, most)), log, .04);
+  plot(one("#curves .plot"), series, xs, ys, "step", "loss");
+  const legend = one("#curves .legend");
+  legend.textContent = "";
+  if (data.note) add(legend, "div", { class: "wide dim" }, data.note);
+  for (const c of curves) {
+    const off = gone.includes(c.name), button = addEntry(legend, "button", c);
+    button.setAttribute("aria-pressed", !off);
     button.onclick = () => keep({ gone: off ? gone.filter(n => n !== c.name) : [...gone, c.name] }, draw);
     button.onpointerenter = () => off || light(c.group);
     button.onpointerleave = () => light();
   }
 }
 function drawSweep() {
-  const rank = p => number(p[1]) ? p[1] : Infinity, points = sweep.points.sort((a, b) => a[0] - b[0]);
-  const best = points.reduce((a, b) => rank(b) < rank(a) ? b : a), line = { kind: "faint", dash: "none" };
-  const xs = range(points.map(p => p[0]), xlog, .05), losses = points.map(p => p[1]).filter(number);
+  const points = sweep.lines.flatMap(line => line.points);
+  const finite = points.filter(p => isNumber(p[1])).sort((a, b) => a[1] - b[1]);
+  const means = sweep.lines.map(line => ({ ...line, kind: "faint", points: line.mean }));
+  const dots = sweep.lines.map(line => ({ ...line, dots: points.length > 40 ? 2.5 : 4 }));
+  const best = { color: "var(--good)", kind: "", dots: 6, points: finite.slice(0, 1) };
+  const xs = axis(sweep.values, sweep.log, .05), ys = axis(finite.map(p => p[1]), false, .08);
+  const legend = one("#sweep .legend");
   one("#sweep").hidden = false;
   one("#sweep h2").textContent = "Best validation loss by " + sweep.key;
-  const lowest = points.filter(p => points.every(q => q[0] !== p[0] || rank(p) <= rank(q)));
-  plot(one("#sweep .plot"), [{ ...line, points: lowest, color: "var(--c0)" },
-    { ...line, kind: "unjoined", points, color: "var(--c0)", dots: points.length > 40 ? 2.5 : 4 },
-    { ...line, points: [best], color: "var(--good)", dots: 6 }],
-    { x: sweep.key, y: "best val loss", xs, ys: range(losses, false, .08), xlog,
-      values: [...new Set(points.map(p => p[0]))] });
+  plot(one("#sweep .plot"), [...means, ...dots, best], xs, ys, sweep.key, "best val loss", sweep.values);
+  legend.textContent = "";
+  if (sweep.lines.length > 1) for (const line of sweep.lines) addEntry(legend, "span", line);
 }
-function drawAll() { draw(); if (sweep && sweep.points.length) drawSweep() }
-
 // The table: a click sorts up, then down, then as in the batch
-const table = one("table"), bodies = [...table.tBodies], heads = [...table.tHead.rows[0].cells];
+const table = one("#experiments table"), bodies = [...table.tBodies], heads = [...table.tHead.rows[0].cells];
 const titles = heads.map(th => th.textContent), words = new Intl.Collator("en", { numeric: true });
-let all = false;
 function sortKey(body, column) {
   const text = body.rows[0].cells[column].textContent;
   if (!heads[column].classList.contains("n")) return text;
@@ -2126,477 +4648,1071 @@ function sortKey(body, column) {
   return times.length ? times.reduce((sum, [, n, u]) => sum + n * unit[u], 0) : parseFloat(text);
 }
 function arrange() {
-  const [title, way] = kept.sort || [], column = titles.indexOf(title), none = v => v === "" || v !== v;
-  const more = one(".more"), keys = bodies.map(body => [column < 0 ? 0 : sortKey(body, column), body]);
-  keys.sort(([a], [b]) => none(a) - none(b) || way * (number(a) ? a - b : words.compare(a, b)));
-  for (const th of heads) th.removeAttribute("aria-sort");
-  if (column >= 0) heads[column].setAttribute("aria-sort", way > 0 ? "ascending" : "descending");
-  const count = all ? keys.length : 500;
-  more.hidden = keys.length <= count;
-  more.textContent = `Show all ${keys.length.toLocaleString("en")} experiments`;
-  more.onclick = () => { all = true; arrange() };
-  for (const body of bodies) body.remove();
-  table.append(...keys.slice(0, count).map(pair => pair[1]));
+  const [title, way] = kept.sort || [], column = titles.indexOf(title);
+  const keys = bodies.map(body => [column < 0 ? 0 : sortKey(body, column), body]);
+  const isNone = v => v === "" || v !== v;  // nothing and nan come last, up and down
+  keys.sort(([a], [b]) => isNone(a) - isNone(b) || way * (isNumber(a) ? a - b : words.compare(a, b)));
+  table.append(...keys.map(pair => pair[1]));
+  const sorted = way > 0 ? "ascending" : "descending";
+  heads.forEach((th, i) => th.setAttribute("aria-sort", i === column ? sorted : "none"));
 }
-heads.slice(0, -1).forEach((th, i) => {
-  th.textContent = "";
-  add(th, "button", { type: "button" }, titles[i]).onclick = () => {
-    const way = kept.sort && kept.sort[0] === titles[i] ? kept.sort[1] : 0;
-    keep({ sort: way < 0 ? null : [titles[i], way ? -1 : 1] }, arrange);
+for (const th of heads.slice(0, -1)) {
+  const title = th.textContent;
+  th.innerHTML = `<button>${th.innerHTML}</button>`;
+  th.onclick = () => {
+    const way = kept.sort && kept.sort[0] === title ? kept.sort[1] : 0;
+    keep({ sort: way < 0 ? null : [title, way ? -1 : 1] }, arrange);
   };
-});
-arrange();
-drawAll();
-one(".scroll").style.contentVisibility = "visible";  // until here it spared laying out 10,000 rows
-window.onresize = night.onchange = drawAll;
-function again() {  // not while nobody looks, or somebody reads an error or marks a text
-  if (document.hidden || one("details[open]") || String(getSelection())) setTimeout(again, 1000);
-  else location.reload();
 }
-if (data.reload) setTimeout(again, 1000 * data.reload);
-</script>
-</body>
-</html>
-"""
-
-
+function drawAll() {
+  if (curves.length) draw();
+  if (sweep) drawSweep();
+}
+for (const lines of [curves, sweep ? sweep.lines : []]) paint(lines);
+drawAll();
+arrange();
+window.onresize = drawAll;
+// Not while nobody looks, or somebody reads an error or marks a text
+const busy = () => document.hidden || one("details[open]") || String(getSelection());
+if (data.reload) setInterval(() => busy() || location.reload(), 1000 * data.reload);
+</script></body></html>"""
 # --------------------------------------------------------------------------------------------------- batch
+# The batch that runs: one loop decides, a recorder writes down, git is asked in the background. It must not know of
+# argparse.
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+ECHO = 0.3  # seconds in which the same signal again is no second one: `timeout` sends it to its child and to the group
+DRAW = 0.25  # seconds between two drawings of the live block
+TICK = 1.0  # seconds: while deadlines count, the loop wakes so often that a suspension shows
+ROOM = 100 << 20  # bytes that must be free on the disk for each slot, or twice the largest checkpoint of the batch
+SHORT = 600.0  # seconds in which nothing could run, after which a shortage ends the batch
+SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
+SLOW_DISK = 30.0  # seconds without progress after which the end no longer waits for the disk
+RELOAD = 10  # seconds after which the page of a running batch reads itself anew
+PAGE_BYTES = 64 << 20  # of each log, read for the page at a time while the batch runs
+PATCH_BYTES = 10 << 20
+GIT_PATIENCE = 60.0  # seconds for one call of git
+SLOW_GIT = 30.0  # seconds that the end waits for its last answer
+MAX_WATCHED = 20_000  # files
 
 
-def config_sha256(path: str) -> Optional[str]:
-    with contextlib.suppress(OSError), open(path, "rb", opener=open_read) as file:
-        return sha256(file.read())
+# ---- the page of a batch, from its results and logs
+
+
+@dataclass
+class PageSource:
+    """One batch of those that a page shows."""
+
+    folder: str
+    summary: dict[str, Any]
+    results: Sequence[Result]
+
+
+def write_report(
+    place: str,
+    sources: Sequence[PageSource],
+    curves: dict[str, Curve],
+    limit: float = math.inf,
+    is_holder: bool = False,
+) -> str:
+    """Write report.html into a directory, with what the logs hold by now; returns its path. Raises OSError.
+
+    At most `limit` bytes of each log are read."""
+    results = [each for source in sources for each in source.results]
+    drawn = sorted(results, key=draw_rank)[:MAX_CURVES]
+    for each in drawn:
+        if each.attempts:
+            curve = curves.setdefault(each.experiment_dir, Curve())
+            curve.update(os.path.join(each.experiment_dir, LOGS["stdout"]), limit)
+    rows = rows_of(results)
+    swept = {key for source in sources for joined in source.summary.get("sweep") or () for key in joined.split(",")}
+    for row, each in zip(rows, results):
+        row["files"] = page_files(each, place)
+        row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
+    wanted = {each.experiment_dir for each in drawn}
+    lines = [
+        {"name": each.config_name, **curves[each.experiment_dir].drawn()}
+        for each in results
+        if each.experiment_dir in wanted and each.experiment_dir in curves
+    ]
+    groups = [vars(group) for group in seed_groups(results)]
+    text = render_page(page_head(place, sources), rows, lines, groups)
+    path = os.path.join(place, REPORT)
+    write_file(path, text.encode(errors="backslashreplace"), sync=False, is_holder=is_holder)
+    return path
+
+
+def draw_rank(result: Result) -> tuple[bool, float]:
+    """Of many experiments the running ones are drawn, then the best."""
+    loss = result.metrics.best_val_loss
+    return result.status is not Status.RUNNING, math.inf if loss is None else loss
+
+
+def page_files(result: Result, place: str) -> list[tuple[str, str]]:
+    """The links of an experiment: a label and a relative address for each file that is there by now."""
+    if not result.attempts:
+        return []
+    files = {**LOGS, "config": f"config_used{os.path.splitext(result.config_path)[1]}", "metadata": METADATA}
+    if result.status is not Status.RUNNING:
+        files["result"] = RESULT
+    folder = os.path.relpath(result.experiment_dir, place)
+    return [(label, f"./{folder}/{file}") for label, file in files.items()]
+
+
+def page_head(place: str, sources: Sequence[PageSource]) -> PageHead:
+    first = sources[0]
+    results = [each for source in sources for each in source.results]
+    head = PageHead(os.path.basename(os.path.abspath(place)), joint_state(sources), count_statuses(results))
+    if len(sources) > 1:
+        head.batches = [batch_facts(source, place) for source in sources]
+        return head
+    summary = first.summary
+    git, command = summary.get("git"), summary.get("command")
+    if isinstance(git, dict) and git.get("commit"):
+        head.commit = str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
+    if os.path.exists(os.path.join(first.folder, PATCH)):
+        head.patch = PATCH
+    if isinstance(command, list):
+        head.command = shell_line(list(map(str, command)))
+    head.host = clean(str(summary.get("hostname") or "")) or None
+    head.started = str(summary.get("start_time"))[:19].replace("T", " ")
+    head.duration = summary_duration(summary)
+    head.eta = batch_left(first.results, slot_count(summary))
+    if head.state == "running":
+        head.updated = time.strftime("%Y-%m-%d %H:%M:%S")
+        head.reload_seconds = RELOAD
+    return head
+
+
+def joint_state(sources: Sequence[PageSource]) -> str:
+    states = {str(source.summary.get("state")) for source in sources}
+    return states.pop() if len(states) == 1 else next(each for each in ("running", "interrupted") if each in states)
+
+
+def batch_facts(source: PageSource, place: str) -> dict[str, Any]:
+    command = source.summary.get("command")
+    return {
+        "name": os.path.basename(os.path.abspath(source.folder)),
+        "href": f"./{os.path.relpath(source.folder, place)}/{REPORT}",
+        "state": str(source.summary.get("state")),
+        "started": str(source.summary.get("start_time"))[:19].replace("T", " "),
+        "command": shell_line(list(map(str, command))) if isinstance(command, list) else "",
+    }
+
+
+def summary_duration(summary: dict[str, Any]) -> Optional[float]:
+    """Seconds that a batch took, or has taken so far."""
+    return elapsed(from_json(Result, {**summary, "status": summary.get("state")}))
+
+
+def slot_count(summary: dict[str, Any]) -> int:
+    options = summary.get("options")
+    if not isinstance(options, dict):
+        return 1
+    devices, jobs = options.get("devices"), options.get("jobs")
+    if isinstance(devices, list):
+        return max(1, len(devices))
+    return jobs if isinstance(jobs, int) else 1
+
+
+# ---- writing down
+
+
+class Scribe(threading.Thread):
+    """Writes the batch's files in the order in which they were asked for, so that a slow disk costs the loop nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(name="scribe", daemon=True)
+        self.changed = threading.Condition()
+        self.jobs: dict[object, Callable[[], None]] = {}  # in order; of one key the latest counts
+        self.is_writing = False
+        self.progress = time.monotonic()
+
+    def put(self, job: Callable[[], None], key: object = None) -> None:
+        """Have something written; it takes the place of a job of the same key that still waits."""
+        with self.changed:
+            self.jobs[object() if key is None else key] = job
+            self.changed.notify_all()
+
+    def forget(self, key: object) -> None:
+        with self.changed:
+            self.jobs.pop(key, None)
+
+    def run(self) -> None:
+        while True:
+            with self.changed:
+                self.is_writing = False
+                self.changed.notify_all()
+                while not self.jobs:
+                    self.changed.wait()
+                job = self.jobs.pop(next(iter(self.jobs)))
+                self.is_writing = True
+            job()
+            self.progress = time.monotonic()
+
+    def flush(self) -> bool:
+        """Wait until all is written; False where the disk has not moved for too long."""
+        with self.changed:
+            self.progress = time.monotonic()
+            while self.jobs or self.is_writing:
+                if time.monotonic() > self.progress + SLOW_DISK:
+                    return False
+                self.changed.wait(0.5)
+        return True
+
+
+class Recorder:
+    """Master log, summary, results and page of a batch. Its methods are the loop's; the scribe does what they start."""
+
+    def __init__(self, folder: str, names: Sequence[str], head: dict[str, Any], console: Console) -> None:
+        """Raises OSError where the master log can't be opened."""
+        self.folder, self.names, self.head, self.console = folder, names, head, console
+        self.scribe = Scribe()
+        self.began = time.monotonic()
+        self.master_log = os.open(os.path.join(folder, MASTER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self.rows: dict[str, Any] = {}  # name -> its result as JSON has it
+        self.copies: dict[str, Result] = {}  # and as the page takes it
+        self.changed_names: set[str] = set(names)
+        self.curves: dict[str, Curve] = {}  # the scribe's
+        self.failed: dict[str, Callable[[], None]] = {}  # files that could not be written -> how to
+        self.on_write_error: Callable[[str, Exception], None] = lambda path, error: None  # called by the scribe
+        self.costs: defaultdict[object, float] = defaultdict(float)  # key -> seconds that its file took the last time
+        self.summary_due = self.page_due = math.inf
+        self.summary_earliest = self.page_earliest = 0.0
+
+    def say(self, text: str, even_if_quiet: bool = False) -> None:
+        """One line for the master log and the console."""
+        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {clean(text)}"
+        self.log(line)
+        self.console.line(line, even_if_quiet)
+
+    def log(self, line: str) -> None:
+        data = (line + "\n").encode(errors="backslashreplace")
+
+        def write() -> None:
+            with contextlib.suppress(OSError):  # a full disk is told elsewhere
+                os.write(self.master_log, data)
+
+        self.scribe.put(write)
+
+    def save(self, path: str, write: Callable[[], object], key: object = None) -> None:
+        """Have a file written; a failure is told, and tried once more at the end."""
+
+        def job() -> None:
+            began = time.monotonic()
+            try:
+                write()
+                self.failed.pop(path, None)
+            except Exception as error:  # whatever it is, the scribe must go on
+                self.failed[path] = job
+                self.on_write_error(path, error)
+            self.costs[key] = time.monotonic() - began
+
+        self.scribe.put(job, key)
+
+    def save_json(self, path: str, value: dict[str, Any]) -> None:
+        self.save(path, lambda: write_json(path, value), path)
+
+    def save_now(self, path: str, value: dict[str, Any]) -> None:
+        """Write a file at once, but don't wait until it is on the disk; what waits for its place is out of date."""
+        self.scribe.forget(path)
+        write_file(path, json_bytes(value), sync=False, is_holder=False)
+
+    def changed(self, result: Result) -> None:
+        """Have summary and page written anew, but so that the writing takes a small part of the time."""
+        self.changed_names.add(result.config_name)
+        self.summary_due = min(self.summary_due, self.summary_earliest)
+        self.page_due = min(self.page_due, self.page_earliest)
+
+    def next_due(self) -> float:
+        return min(self.summary_due, self.page_due)
+
+    def refresh(self, results: Mapping[str, Result], now: float) -> None:
+        if now >= self.summary_due:
+            self.write_summary(results)
+        if now >= self.page_due:
+            self.write_page(results, PAGE_BYTES)
+
+    def summary(self, results: Mapping[str, Result]) -> dict[str, Any]:
+        """The summary as it stands now; what it holds isn't changed later."""
+        for name in self.changed_names:
+            self.rows[name] = to_json(results[name])
+            self.copies[name] = replace(results[name], metrics=replace(results[name].metrics))
+        self.changed_names.clear()
+        self.head.update(count_statuses(results.values()))
+        self.head["duration_seconds"] = round(time.monotonic() - self.began, 3)
+        return {**self.head, "results": {name: self.rows[name] for name in self.names}}
+
+    def write_summary(self, results: Mapping[str, Result], sync: bool = False) -> None:
+        value = self.summary(results)
+        path = os.path.join(self.folder, SUMMARY)
+        self.save(path, lambda: write_json(path, value, sync), SUMMARY)
+        self.summary_due = math.inf
+        self.summary_earliest = time.monotonic() + max(0.05, 20 * self.costs[SUMMARY])
+
+    def write_page(self, results: Mapping[str, Result], limit: float) -> None:
+        summary = self.summary(results)
+        source = PageSource(self.folder, summary, [self.copies[name] for name in self.names])
+        path = os.path.join(self.folder, REPORT)
+        self.save(path, lambda: write_report(self.folder, [source], self.curves, limit, is_holder=True), REPORT)
+        self.page_due = math.inf
+        self.page_earliest = time.monotonic() + max(2.0, 50 * self.costs[REPORT])
+
+    def finish(self, results: Mapping[str, Result]) -> bool:
+        """Write down how the batch ended; returns whether all of it is on the disk."""
+        for job in list(self.failed.values()):
+            self.scribe.put(job)  # there may be room again
+        self.write_summary(results, sync=True)
+        self.write_page(results, math.inf)
+        return self.scribe.flush() and not set(self.failed) - {os.path.join(self.folder, REPORT)}
+
+
+# ---- the code that runs
+
+
+@dataclass
+class CodeState:
+    """What git tells of the code: for the summary and the metadata, and how it differs from its commit."""
+
+    git: Optional[dict[str, Any]]
+    patch: bytes = b""
+    note: str = ""
+
+
+def run_git(*words: str) -> bytes:
+    """What a git command prints; raises OSError where it can't say."""
+    command = ["git", "--no-optional-locks", *words]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_PATIENCE)
+    except subprocess.TimeoutExpired:
+        raise OSError(errno.ETIMEDOUT, "git does not answer") from None
+    is_difference = "--no-index" in words and done.returncode == 1
+    if done.returncode and not is_difference:
+        raise OSError(errno.EINVAL, "no git repository")
+    return done.stdout
+
+
+def read_code_state() -> CodeState:
+    """The commit that is checked out here, its branch, and what differs from it: tracked files, and new *.py."""
+    try:
+        lines = run_git("status", "--porcelain=v2", "--branch", "--untracked-files=no").decode(errors="replace")
+        heads = dict(line[2:].split(" ", 1) for line in lines.splitlines() if line.startswith("# "))
+        is_dirty = any(not line.startswith("# ") for line in lines.splitlines())
+        commit = heads.get("branch.oid", "(initial)")
+        is_initial = commit == "(initial)"
+        git = {"commit": None if is_initial else commit, "branch": heads.get("branch.head"), "dirty": is_dirty}
+        patch = b"" if is_initial else run_git("diff", "HEAD", "--binary")
+        for name in run_git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").split(b"\0")[:-1]:
+            if len(patch) <= PATCH_BYTES:
+                patch += run_git("diff", "--binary", "--no-index", "--", os.devnull, os.fsdecode(name))
+    except (OSError, ValueError):
+        return CodeState(None)
+    if len(patch) > PATCH_BYTES:
+        return CodeState(git, b"", f"the code differs from its commit by {len(patch) >> 20} MB, which aren't kept")
+    return CodeState(git, patch)
+
+
+@dataclass
+class CodeFiles:
+    """The *.py below a directory, as they were at one moment."""
+
+    files: dict[str, tuple[int, int]]  # path -> size and time, which tell a change
+    folders: dict[str, tuple[int, int]]  # the same of directories, which tell of new files
+    digests: dict[str, Optional[str]]
+
+
+def find_code(script: str) -> CodeFiles:
+    """The *.py of the repository that holds the working directory, or else those beside the script."""
+    root = os.getcwd()
+    while not os.path.exists(os.path.join(root, ".git")) and os.path.dirname(root) != root:
+        root = os.path.dirname(root)
+    is_repository = os.path.exists(os.path.join(root, ".git"))
+    start = root if is_repository else os.path.dirname(os.path.abspath(script))
+    files: list[str] = []
+    seen: list[str] = []
+    for folder, inner, names in os.walk(start):
+        inner[:] = [name for name in inner if is_repository and is_source_folder(os.path.join(folder, name))]
+        seen.append(folder)
+        files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+        if len(files) + len(seen) > MAX_WATCHED:
+            break
+    return CodeFiles(stamps_of(files), stamps_of(seen), {path: file_sha256(path) for path in files})
+
+
+def is_source_folder(path: str) -> bool:
+    """Not the trainings' own directories, nor what git and Python keep for themselves."""
+    is_hidden = os.path.basename(path).startswith((".", "__pycache__"))
+    others = (LOCK, "latest", "pyvenv.cfg")
+    return not is_hidden and not any(os.path.lexists(os.path.join(path, name)) for name in others)
+
+
+def stamps_of(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    stamps = {}
+    for path in paths:
+        with contextlib.suppress(OSError):
+            status = os.stat(path)
+            stamps[path] = (status.st_size, status.st_mtime_ns)
+    return stamps
+
+
+class CodeWatch:
+    """Knows the code as it was when the batch began, and tells what has changed since. git may be slow: it is asked
+    in threads of its own, and only where something has changed."""
+
+    def __init__(self, script: str, tell: Callable[[CodeState], None]) -> None:
+        self.script, self.tell = script, tell  # tell is called in a thread
+        self.first: Optional[CodeFiles] = None  # once it has been looked at
+        self.latest: Optional[CodeFiles] = None
+        self.known: set[str] = set()  # the files that git tracks or would track
+        self.asked = 0
+
+    def ask(self) -> None:
+        """Have git asked in the background."""
+        try:
+            threading.Thread(target=self.run, name="git", daemon=True).start()
+            self.asked += 1
+        except RuntimeError:  # no thread can be had: then it isn't known
+            pass
+
+    def run(self) -> None:
+        if self.first is None:
+            self.first = self.latest = find_code(self.script)
+        state = read_code_state()
+        with contextlib.suppress(OSError):
+            listed = run_git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ":/*.py")
+            names = map(os.fsdecode, listed.split(b"\0"))
+            self.known = {os.path.abspath(name) for name in names if name}
+        self.tell(state)
+
+    def look(self) -> bool:
+        """Whether anything has changed since the last look. No process is started, and nothing read that stands."""
+        if self.latest is None:
+            return False
+        latest = self.latest
+        if stamps_of(latest.files) == latest.files and stamps_of(latest.folders) == latest.folders:
+            return False
+        self.latest = find_code(self.script)
+        return self.latest.digests != latest.digests
+
+    def changed(self) -> list[str]:
+        """The files that are not as they were when the batch began."""
+        if self.first is None or self.latest is None:
+            return []
+        before, now = self.first.digests, self.latest.digests
+        paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+        return sorted(os.path.relpath(path) for path in paths if not self.known or path in self.known)
+
+
+# ---- the loop
+
+
+@dataclass
+class Attempt:
+    """A training that runs, and what the batch knows of it."""
+
+    planned: Experiment
+    result: Result
+    slot: Slot
+    folder: str
+    process: Process
+    tees: list[Tee]
+    readers: dict[str, LineReader]  # by stream
+    take_up: TakeUp
+    kept: dict[str, bytes]  # the runner's own files, which are put back where the training removes them
+    stderr_start: int  # the bytes before it are of earlier attempts
+    stopped_as: Optional[Status] = None  # where the batch has ended it
+    is_config_checked: bool = False
+
+
+class Shortage(Exception):
+    """There is no room just now; its text says for what."""
+
+
+def as_shortage(error: Exception) -> Exception:
+    """A passing shortage, or the error itself."""
+    if isinstance(error, RuntimeError):
+        return Shortage("no thread can be had")
+    if isinstance(error, OSError) and error.errno in SHORTAGES:
+        return Shortage(f"{error.strerror}")
+    return error
+
+
+class Undo:
+    """Puts a directory back as it was before a launch that failed for lack of room."""
+
+    def __init__(self, folder: str, paths: Sequence[str]) -> None:
+        self.before = {path: read_or_none(path) for path in paths}
+        self.new_logs = [path for path in log_paths(folder) if not os.path.exists(path)]
+        self.logs: dict[str, Log] = {}
+
+    def run(self) -> None:
+        for log in self.logs.values():
+            log.close()
+        for path, data in self.before.items():
+            with contextlib.suppress(OSError):
+                if data is None:
+                    os.unlink(path)
+                else:
+                    write_file(path, data, sync=False)
+        for path in self.new_logs:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+
+
+def read_or_none(path: str) -> Optional[bytes]:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read()
     return None
 
 
-def read_own(folder: str, name: str) -> dict[str, Any]:
-    """One of an experiment's own JSON files; empty where there is none that can be read."""
-    with contextlib.suppress(ValueError):
-        return read_json(os.path.join(folder, name)) or {}
-    return {}
+def log_paths(folder: str) -> list[str]:
+    return [os.path.join(folder, file) for file in LOGS.values()]
 
 
-def take_up(experiment: Experiment, folder: str, attempts: int) -> tuple[str, str]:
-    """How the next attempt begins, `starts`, `continues` or `starts over`, and why."""
-    if not attempts:
-        return "starts", "first attempt"
-    if experiment.overrides.get("init_from") == "scratch":
-        return "starts over", "--init_from=scratch"
-    if "init_from" not in experiment.settings:
-        return "starts over", "the trainer has no setting init_from"
-    launched = read_own(folder, "experiment_metadata.json").get("config_sha256")
-    if launched != config_sha256(experiment.config):
-        return "starts over", "the config changed" if launched else "no metadata of the earlier attempt"
-    newest = checkpoints(folder)
-    if not newest:
-        return "starts over", "no checkpoint"
-    return "continues", f"from {os.path.basename(newest[0])}"
+def slots_of(options: Options) -> list[Slot]:
+    devices: Sequence[Optional[str]] = options.devices or [None] * options.jobs
+    return [Slot(number, device) for number, device in enumerate(devices)]
 
 
-def told(how: str, why: str) -> str:
-    return f"{how} {why}" if how == "continues" else f"{how}: {why}"
-
-
-def continue_from_checkpoint(experiment: Experiment) -> None:
-    experiment.arguments = [each for each in experiment.arguments if not each.startswith("--init_from=")]
-    experiment.arguments.append("--init_from=resume")
-
-
-def with_device(experiment: Experiment, slot: Slot) -> dict[str, str]:
-    return {**experiment.overrides, **({"device": slot.device} if slot.device else {})}
-
-
-def past(result: Result) -> dict[str, Any]:
-    """What the history keeps of an attempt."""
-    keys = ("start_time", "end_time", "status", "return_code", "error")
-    return {"attempt": result.attempts, **{key: getattr(result, key) for key in keys}}
-
-
-def refuse_link(folder: str) -> None:
-    """Nothing is written through a symbolic link that was planted in a batch."""
-    if os.path.islink(folder):
-        raise OSError(errno.ELOOP, "is a symbolic link", folder)
-
-
-def move_aside(folder: str, attempt: int) -> None:
-    """Move all that an earlier attempt left to attempt_N/; its metadata last, so that a crash half-way is seen."""
-    target = os.path.join(folder, f"attempt_{attempt}")
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(target)
-    refuse_link(target)
-    for name in sorted(names_in(folder, r"(?!attempt_\d+$).*"), key="experiment_metadata.json".__eq__):
-        place = os.path.join(target, name)
-        while os.path.lexists(place):
-            place += "_"
-        os.rename(os.path.join(folder, name), place)
-
-
-def catch_up(result: Result, folder: str, held: bool) -> Result:
-    """A result as the experiment's own files tell it, which may be newer than the summary."""
-    own = read_own(folder, "experiment_result.json")
-    latest = from_json(Result, {**own, "config_name": result.config_name})
-    if own and latest.status in COUNTS and latest.attempts >= result.attempts:
-        result = latest
-    metadata = read_own(folder, "experiment_metadata.json")
-    attempt = metadata.get("attempt")
-    result.attempts = max([result.attempts, *(int(name[8:]) for name in names_in(folder, r"attempt_\d{1,6}"))])
-    if isinstance(attempt, int) and (attempt > result.attempts or result.status == "running"):
-        history = metadata.get("attempt_history")
-        result.attempts, result.status, result.start_time = (attempt, "running", str(metadata.get("start_time")))
-        result.attempt_history = history if isinstance(history, list) else []
-    if result.status == "running":
-        result.metrics.read(read_tail(os.path.join(folder, LOGS["stdout"])))
-        if not held:
-            result.status, result.error = "interrupted", "its runner died"
+def next_result(before: Result, slot: Slot) -> Result:
+    """The result of the attempt that comes next, as far as it is known before it begins."""
+    kept = ("config_name", "config_path", "experiment_dir", "overrides", "settings", "max_iters", "log_files")
+    result = Result(**{key: getattr(before, key) for key in kept})
+    result.attempts, result.total_seconds, result.device = before.attempts, before.total_seconds, slot.device
+    result.attempt_history = list(before.attempt_history)
     return result
 
 
-def read_batch(folder: str, held: Optional[bool] = None) -> tuple[dict[str, Any], dict[str, Result]]:
-    """A batch as its files tell it: the summary and the results by name.
-
-    Raises UsageError for what is no batch or is damaged."""
-    path = os.path.join(folder, SUMMARY)
-    if not os.path.isdir(folder):
-        raise UsageError(f"no batch there: {folder}")
-    try:
-        summary = read_json(path)
-        if summary is None:
-            summary = summary_from_experiments(folder)
-        stored = summary.get("results")
-        if not isinstance(stored, dict) or not all(isinstance(each, dict) for each in stored.values()):
-            raise ValueError(f"{path}: no results in it")
-        options = summary.get("options", {})
-        if not isinstance(options, dict):
-            raise ValueError(f"{path}: not options: {clean(repr(options))[:100]}")
-        checked(Options, {"train_script": summary.get("train_script") or "", **options}, PLAN_OPTIONS, path)
-        results = {}
-        for name, data in stored.items():
-            if name != clean_name(name):
-                raise ValueError(f"{path}: not an experiment's name: {clean(name)}")
-            keys = ("config_path", "overrides", "status", "attempts")
-            results[name] = checked(Result, {**data, "config_name": name}, keys, path)
-            if results[name].status not in COUNTS or results[name].attempts < 0:
-                raise ValueError(f"{path}: not a status, or not a number of attempts: {name}")
-    except ValueError as error:
-        raise UsageError(f"summary is damaged: {error}; without it, the experiments' own files are read") from None
-    held = is_held(folder) if held is None else held
-    for name, result in results.items():
-        if result.status != "completed" and (held or summary.get("state") != "finished"):
-            results[name] = catch_up(result, os.path.join(folder, name), held)
-    if not held and summary.get("state") == "running":
-        summary["state"] = "interrupted"
-    return summary, results
+def mark_attempt(log: Log, text: str) -> None:
+    """A line of the runner's own in combined.log, so that attempts can be told apart."""
+    start = b"" if read_tail(log.path, 1) in (b"", b"\n") else b"\n"
+    log.write([start, stamp("RUNNER"), text.encode(), b"\n"])
 
 
-def summary_from_experiments(folder: str) -> dict[str, Any]:
-    """A stand-in for a lost summary, from the files of the experiments that were started."""
-    known = {}
-    for each in sorted(os.scandir(folder), key=lambda entry: natural(entry.name)):
-        metadata = read_own(each.path, "experiment_metadata.json") if each.is_dir(follow_symlinks=False) else {}
-        if metadata and each.name == clean_name(each.name):
-            known[each.name] = metadata
-    if not known:
-        raise UsageError(f"no batch there: {folder}")
-    first = next(iter(known.values()))
-    results = {
-        name: {"config_path": each.get("config_path"), "overrides": each.get("overrides")}
-        for name, each in known.items()
-    }
-    keys = ("train_script", "global_overrides", "options", "working_directory")
-    return {**{key: first.get(key) for key in keys}, "state": "interrupted", "results": results}
-
-
-def texts(values: Any) -> dict[str, str]:
-    """Overrides as they are kept in JSON, in the form in which a user gives them."""
-    pairs = values.items() if isinstance(values, dict) else ()
-    return {key: value if isinstance(value, str) else repr(value) for key, value in pairs}
-
-
-def newest_batch(base: str) -> str:
-    names = sorted(names_in(base, r"experiment_\d{8}_.*"), key=natural)
-    begun = {"runner.lock", "master_log.txt"}  # all that a runner leaves that died before its first summary
-    found = [name for name in names if set(names_in(os.path.join(base, name), r"[^.].*")) - begun]
-    if not found:
-        raise UsageError(f"no batch in: {base}; name one, or its --base_out_dir")
-    return os.path.join(base, found[-1])
-
-
-def create_folder(base: str) -> str:
-    """A new directory for a batch, and `latest` pointing to it; raises UsageError where it can't be made."""
-    stem = os.path.join(base, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
-    try:
-        os.makedirs(base, exist_ok=True)
-        for number in itertools.count(1):
-            folder = stem if number == 1 else f"{stem}_{number}"
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(folder)
-                break
-    except OSError as error:
-        raise UsageError(f"can't write to --base_out_dir: {base}: {error.strerror}") from None
-    with contextlib.suppress(OSError):
-        link = os.path.join(base, f".latest.{os.getpid()}")
-        os.symlink(os.path.basename(folder), link)
-        os.replace(link, os.path.join(base, "latest"))
-    return folder
+def program() -> list[str]:
+    """How this program was called, as far as a user would type it again."""
+    if sys.argv[0].endswith(".py"):
+        return [os.path.basename(sys.executable), sys.argv[0]]
+    return [sys.argv[0]]
 
 
 class Batch:
-    """A batch that runs: the one loop, which owns all state."""
+    """The one loop: it owns all state, takes events from one queue, and decides."""
 
     def __init__(
         self,
         options: Options,
         planner: Planner,
-        folder: str,
         plan: Sequence[Experiment],
         results: dict[str, Result],
-        head: dict[str, Any],
+        recorder: Recorder,
+        frozen: PlanFile,
+        to_run: Iterable[str],
     ) -> None:
-        self.options, self.planner, self.folder, self.results = options, planner, folder, results
+        self.options, self.planner, self.results, self.recorder = options, planner, results, recorder
+        self.folder, self.console = recorder.folder, recorder.console
         self.plan = {each.name: each for each in plan}
-        self.head = head  # of the summary
+        self.frozen = {each.name: each for each in frozen.experiments}
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self.console = Console(options.quiet)
-        self.console.follow = options.follow
-        self.waiting = deque(each for each in plan if results[each.name].status != "completed")
-        self.free = [Slot(n, device) for n, device in enumerate(options.devices or [None] * options.jobs)]
+        self.waiting = deque(self.plan[name] for name in to_run)
+        self.free = slots_of(options)
         self.slots = len(self.free)
-        self.running: list[Training] = []
+        self.running: dict[int, Attempt] = {}  # by the number of their launch
+        self.launches = 0
         self.retries: Counter[str] = Counter()
         self.failed: set[str] = set()  # in this run
-        self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, under another name for a try
+        self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, which could not be read
         self.stopped_by: Optional[int] = None
         self.signalled = (0, -math.inf)  # the latest signal, and when it came
         self.ignored: list[int] = []  # signals that the runner was started to ignore
         self.obstacle = ""  # why nothing more is launched
-        self.began = time.monotonic()
-        self.lines: dict[str, str] = {}  # name -> its result as it stands in the summary
-        self.unwritten = set(results)
-        self.summary_due = self.report_due = math.inf  # monotonic times
+        self.short_since: Optional[float] = None  # since when there is no room for a launch
+        self.retry_at, self.pause = 0.0, 1.0  # when it is tried again, and the seconds until the time after that
+        self.largest_checkpoint = 0  # bytes
         self.draw_due = 0.0 if self.console.live else math.inf
-        self.summary_earliest = self.report_earliest = 0.0
-        self.curves: dict[str, Curve] = {}
-        self.head.update(hostname=os.uname().nodename, git=git_state())
-        self.master_log = open_own(folder, "master_log.txt")
+        self.code, self.answers = CodeState(None), 0
+        self.watch = CodeWatch(options.train_script, lambda state: self.events.put(lambda: self.on_code(state)))
+        self.without_code: dict[str, dict[str, Any]] = {}  # metadata that wait for git's answer, by path
+        self.script_source = b""
+        self.patterns = compile_metrics(options.metrics)
+        self.guardian: Optional[Guardian] = None
+        recorder.on_write_error = lambda path, error: self.events.put(lambda: self.on_write_error(path, error))
 
     def run(self) -> int:
         """Run what is waiting; returns the exit code."""
-        self.catch_signals()
+        self.start_helpers()
         self.say(f"batch {self.folder}: {len(self.waiting)} of {len(self.plan)} experiments to run")
-        self.write_summary()
         try:
             while self.running or self.may_launch():
                 self.fill_slots()
                 self.wait()
-                for training in list(self.running):
-                    training.advance(time.monotonic())
-                    if training.is_over():
-                        self.finish(training)
+                self.step_all()
                 self.refresh_views()
             return self.end()
         finally:  # whatever this program's own mistake is, no training outlives it
-            for training in self.running:
-                training.kill()
+            for attempt in self.running.values():
+                attempt.process.group.kill()
+            if self.guardian:
+                self.guardian.say_goodbye()
+
+    # ---- signals and other events
+
+    def start_helpers(self) -> None:
+        """Fork the guardian, then start the threads; raises UsageError where these can't be had."""
+        try:
+            self.guardian = Guardian(self.stop_rules(""))
+        except OSError as error:
+            self.say(f"no guardian: {error.strerror}; if the runner is killed, its trainings live on")
+        try:
+            self.catch_signals()
+            self.recorder.scribe.start()
+            self.console.start()
+        except (OSError, RuntimeError) as error:
+            raise UsageError(f"no room for the runner's own pipe and threads: {error}") from None
+        self.watch.ask()
+
+    def stop_rules(self, folder: str) -> StopRules:
+        launcher = tuple(self.options.launcher.split())
+        place = os.path.abspath(folder) if folder else ""
+        return StopRules(self.options.stop_signal, self.options.grace, launcher, place, self.options.checkpoints)
 
     def catch_signals(self) -> None:
         """Have signals come as events, through a pipe that Python's own C handler writes and a thread reads.
 
         A handler in Python runs only once the main thread does, and a signal that the kernel gave to another thread
-        doesn't wake it. Raises UsageError where no pipe or thread can be had: no training could start either."""
+        doesn't wake it."""
+        source, sink = os.pipe()
+        os.set_blocking(sink, False)
+        signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
 
         def pass_on() -> None:
             while True:
-                self.events.put(functools.partial(self.on_signal, os.read(source, 1)[0]))
+                for number in os.read(source, 1):
+                    self.events.put(functools.partial(self.on_signal, number))
 
-        try:
-            source, sink = os.pipe()
-            os.set_blocking(sink, False)
-            signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
-            threading.Thread(target=pass_on, name="signals", daemon=True).start()
-        except (OSError, RuntimeError) as error:
-            raise UsageError(f"no room for the runner's own pipe and thread: {error}") from None
-        for number in (*STOP_SIGNALS, *[signal.SIGTSTP] * self.console.live):
-            if signal.getsignal(number) == signal.SIG_IGN:  # nohup's wish is kept
+        threading.Thread(target=pass_on, name="signals", daemon=True).start()
+        suspend = [signal.SIGTSTP] if self.console.live else []
+        for number in (*STOP_SIGNALS, *suspend):
+            if signal.getsignal(number) == signal.SIG_IGN:
                 self.ignored.append(number)
-                if signal_name(number) != f"SIG{self.options.stop_signal}":
-                    continue  # else a training would inherit that it is ignored, and not hear the runner
+                if number == signal.SIGHUP:
+                    continue  # nohup's wish is kept, for the trainings too
+            # Else a training would inherit that the signal is ignored, and not hear the runner's.
             signal.signal(number, lambda *_: None)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def refresh_views(self) -> None:
-        """Write the summary and the page, draw the live block, where one is due."""
-        now = time.monotonic()
-        if now >= self.summary_due:
-            self.write_summary()
-        if now >= self.report_due:
-            self.write_report(64 << 20)
-        if now >= self.draw_due:
-            running = [each.result for each in self.running]
-            self.console.draw(live_lines(running, list(self.results.values()), self.slots, *self.console.size()))
-            self.draw_due = now + 0.25
-
-    def write_report(self, limit: float) -> None:
-        began = time.monotonic()
-        try:
-            write_report(self.folder, self.head, [self.results[name] for name in self.plan], self.curves, limit)
-        except OSError as error:
-            self.on_write_error(os.path.join(self.folder, REPORT), error)
-        self.report_due = math.inf
-        self.report_earliest = time.monotonic() + max(2.0, 50 * (time.monotonic() - began))
-
-    def may_launch(self) -> bool:
-        return bool(self.waiting) and self.stopped_by is None and not self.obstacle
-
-    def fill_slots(self) -> None:
-        while self.free and self.may_launch():
-            self.check_room()
-            if not self.obstacle:
-                slot = self.free.pop(0)
-                if not self.launch(self.waiting.popleft(), slot):
-                    self.free.insert(0, slot)
-            self.take_events()
-
-    def wait(self) -> None:
-        """Sleep until an event or the next deadline."""
-        if self.running:
-            due = min(self.summary_due, self.report_due, self.draw_due, *(training.due() for training in self.running))
-            timeout = None if due == math.inf else min(max(0.0, due - time.monotonic()), 86400.0)
-            with contextlib.suppress(queue.Empty):
-                self.events.get(timeout=timeout)()
-        self.take_events()
-
-    def take_events(self) -> None:
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.events.get_nowait()()
-
     def on_signal(self, number: int) -> None:
-        name, now, before = signal_name(number), time.monotonic(), self.signalled
-        if number in self.ignored:
-            return
-        self.signalled = (number, now)
-        if number == signal.SIGTSTP:
+        if number == signal.SIGCHLD:
+            self.on_child()
+        elif number == signal.SIGTSTP:
             self.on_suspend()
-        elif before[0] == number and now < before[1] + ECHO:
+        elif number not in self.ignored:
+            self.on_stop_signal(number)
+
+    def on_child(self) -> None:
+        """A child has ended: a training's leader, which its Process sees, the guardian, or an orphan of pid 1's."""
+        if self.guardian and self.guardian.has_died():
+            self.say("the guardian was killed: if the runner is killed too, its trainings live on")
+            self.guardian = None
+        if os.getpid() != 1:
             return
-        elif self.stopped_by is None:
-            self.stopped_by = number
-            self.say(f"{name}: stopping {len(self.running)} running; once more to kill at once")
-            for training in self.running:
-                training.stop("interrupted", f"stopped by {name}")
-        else:
-            for training in self.running:
-                training.hurry()
+        own = {attempt.process.group.leader for attempt in self.running.values()}
+        for each in processes():
+            if each.parent == 1 and each.state == "Z" and each.pid not in own:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(each.pid, os.WNOHANG)
+
+    def on_stop_signal(self, number: int) -> None:
+        now, before = time.monotonic(), self.signalled
+        self.signalled = (number, now)
+        if before[0] == number and now < before[1] + ECHO:
+            return
+        if self.stopped_by is not None:
+            for attempt in self.running.values():
+                attempt.process.hurry(now)
+            return
+        self.stopped_by = number
+        name = signal_name(number)
+        for attempt in self.running.values():  # the signals leave before anything is said
+            self.stop_attempt(attempt, Status.INTERRUPTED, f"stopped by {name}")
+        self.say(f"{name}: {self.what_follows()}")
+
+    def what_follows(self) -> str:
+        """What a stop has done, and what happens next."""
+        endings = [attempt.process.ending for attempt in self.running.values()]
+        asked = Counter(signal_name(each.sent[0])[3:] for each in endings if each and each.sent)
+        told = [f"{name} sent to {count_of(number, 'training')}" for name, number in asked.items()]
+        held_back = sum(1 for each in endings if each and not each.sent)
+        if held_back:
+            told.append(f"{count_of(held_back, 'training')} asked once no checkpoint is being written")
+        if not told:
+            return "stopping"
+        again = "Ctrl+C again" if self.stopped_by == signal.SIGINT else "once more"
+        what = f"stopping {len(self.running)} running: {', '.join(told)}"
+        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); {again} to kill now"
+
+    def stop_attempt(self, attempt: Attempt, status: Status, reason: str) -> None:
+        if attempt.process.ending is None:
+            attempt.process.stop(reason, time.monotonic())
+            if attempt.process.ending:
+                attempt.stopped_as = status
 
     def on_suspend(self) -> None:
         """Ctrl+Z stops the runner alone, the training goes on; the terminal is left clean."""
         self.console.draw([])
+        self.console.settle(1.0)
         os.kill(os.getpid(), signal.SIGSTOP)
         self.draw_due = time.monotonic()
 
-    def say(self, text: str) -> None:
-        """One line for the master log and the console."""
-        line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {clean(text)}"
-        with contextlib.suppress(OSError):  # a full disk is told elsewhere
-            os.write(self.master_log, (line + "\n").encode(errors="backslashreplace"))
-        self.console.line(line)
+    def on_write_error(self, path: str, error: Exception) -> None:
+        why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        self.say(f"error: can't write {path}: {why}", even_if_quiet=True)
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            self.stop_launching(f"can't write {path}: {why}")
+
+    def on_code(self, state: CodeState) -> None:
+        """git has answered: keep what it says with the batch, or with the attempts that have waited for it."""
+        is_first = "git" not in self.recorder.head
+        self.code, self.answers = state, self.answers + 1
+        folders = [self.folder] if is_first else [os.path.dirname(path) for path in self.without_code]
+        if is_first:
+            self.recorder.head["git"] = state.git
+        for path, metadata in self.without_code.items():
+            metadata["git"] = state.git
+            self.recorder.save_json(path, metadata)
+        self.without_code.clear()
+        if state.note:
+            self.say(state.note)
+        for folder in folders if state.patch else ():
+            path = os.path.join(folder, PATCH)
+            self.recorder.save(path, functools.partial(write_file, path, state.patch), path)
+
+    def say(self, text: str, even_if_quiet: bool = False) -> None:
+        self.recorder.say(text, even_if_quiet)
+
+    def warn(self, result: Result, text: str) -> None:
+        result.warnings.append(text)
+        self.say(f"{result.config_name}: warning: {text}")
+
+    # ---- the steps of the loop
+
+    def wait(self) -> None:
+        """Sleep until an event or the next deadline; then take the events that are there."""
+        if not self.running and not self.is_short():
+            return
+        processes_now = [attempt.process for attempt in self.running.values()]
+        due = min([self.recorder.next_due(), self.draw_due, *(each.next_look() for each in processes_now)])
+        if self.is_short():
+            due = min(due, self.retry_at)
+        now = time.monotonic()
+        counts_time = any(each.deadline < math.inf for each in processes_now)
+        if counts_time:
+            due = min(due, now + TICK)
+        self.take_events(None if due == math.inf else max(0.0, due - now))
+        if counts_time:
+            self.note_suspension(max(due, now))
+
+    def take_events(self, timeout: Optional[float]) -> None:
+        """Wait so long (None: as long as it takes) for an event, and take all that have come."""
+        with contextlib.suppress(queue.Empty):
+            event = self.events.get(timeout=timeout) if timeout != 0.0 else self.events.get_nowait()
+            while True:
+                event()
+                event = self.events.get_nowait()
+
+    def note_suspension(self, expected: float) -> None:
+        """The loop should have been awake by `expected`; where it was much later, all stood still (Ctrl+Z, a closed
+        lid), and no deadline may count that time. The same for a training that was stopped by itself."""
+        now = time.monotonic()
+        late = now - expected
+        for attempt in self.running.values():
+            process = attempt.process
+            if late > TICK / 2:
+                process.suspend(late, now)
+            elif process.phase is Phase.RUNNING and now >= process.deadline - TICK and process.group.is_suspended():
+                process.suspend(TICK, now)
+
+    def step_all(self) -> None:
+        for number, attempt in list(self.running.items()):
+            process = attempt.process
+            process.step(time.monotonic())
+            if process.has_news:
+                process.has_news = False
+                self.take_news(attempt)
+            for text in process.remarks:
+                self.say(f"{attempt.planned.name}: {text}")
+            process.remarks.clear()
+            if process.phase is Phase.OVER:
+                del self.running[number]
+                self.finish(attempt)
+
+    def take_news(self, attempt: Attempt) -> None:
+        """What the streams have said since the last time."""
+        for tee in attempt.tees:
+            tee.announced = False  # before they are taken: what comes after that is announced again
+            news = attempt.readers[tee.stream].take()
+            if tee.stream == "stderr":
+                attempt.process.set_queued(news.queued, time.monotonic())
+            self.take_stream(attempt, news)
+        self.recorder.changed(attempt.result)
+
+    def take_stream(self, attempt: Attempt, news: News) -> None:
+        result = attempt.result
+        add_metrics(result.metrics, news.metrics)
+        for line in news.evaluations:
+            self.say(f"{result.config_name}: {line.decode(errors='replace')}")
+        if self.options.stop_on_nan and (news.not_finite_in_a_row >= 3 or news.evaluation_not_finite):
+            self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
+            result.diverged = attempt.stopped_as is Status.FAILED
+        if result.metrics.first_step is not None and not attempt.is_config_checked:
+            attempt.is_config_checked = True
+            self.check_config(attempt)
+
+    def check_config(self, attempt: Attempt) -> None:
+        """A trainer that reads the original config, not the frozen copy, may have read an edited one."""
+        planned = attempt.planned
+        reads_original = planned.config and planned.launched_config in ("", planned.config)
+        if reads_original and file_sha256(planned.config) != self.frozen[planned.name].config_sha256:
+            self.warn(attempt.result, f"{planned.config} was edited since the batch began, and may have been read so")
+
+    def refresh_views(self) -> None:
+        now = time.monotonic()
+        self.recorder.refresh(self.results, now)
+        if now >= self.draw_due:
+            for attempt in self.running.values():
+                self.note_last_line(attempt)
+            running = [attempt.result for attempt in self.running.values()]
+            self.console.draw(live_lines(running, list(self.results.values()), self.slots, terminal_size()))
+            self.draw_due = now + DRAW
+
+    def note_last_line(self, attempt: Attempt) -> None:
+        """Of a trainer that prints no step the last line is what there is to show."""
+        if attempt.result.metrics.step is None:
+            lines = [reader.last_line() for reader in attempt.readers.values()]
+            attempt.result.last_line = next(filter(None, lines), "")
+
+    # ---- launching
+
+    def may_launch(self) -> bool:
+        return bool(self.waiting) and self.stopped_by is None and not self.obstacle
+
+    def is_short(self) -> bool:
+        return self.short_since is not None and self.may_launch()
+
+    def fill_slots(self) -> None:
+        while self.free and self.may_launch():
+            if self.is_short() and time.monotonic() < self.retry_at:
+                return
+            experiment, slot = self.waiting.popleft(), self.free.pop(0)
+            try:
+                self.check_room()
+                self.launch(experiment, slot)
+                self.short_since, self.pause = None, 1.0
+            except Shortage as shortage:
+                self.waiting.appendleft(experiment)
+                self.free.insert(0, slot)
+                self.wait_for_room(str(shortage))
+            self.take_events(0.0)
 
     def check_room(self) -> None:
+        """Raises Shortage where the disk has no room for what the trainings may write."""
+        needed = max(ROOM, 2 * self.largest_checkpoint) * (len(self.running) + 1)
         with contextlib.suppress(OSError):
             free = free_bytes(self.folder)
-            if free < MIN_FREE:
-                self.stop_launching(f"only {free >> 20} MB free on the disk of {self.folder}")
+            if free < needed:
+                raise Shortage(f"only {free >> 20} MB free on the disk of {self.folder}, {needed >> 20} MB are wanted")
+
+    def wait_for_room(self, why: str) -> None:
+        """A passing shortage burns no plan: it is tried again when a training ends, or after 1, 2, 4 ... 60 s."""
+        now = time.monotonic()
+        if self.short_since is None:
+            self.short_since = now
+            self.say(f"waiting: {why}; tried again until there is room", even_if_quiet=True)
+        if self.running:
+            self.short_since = now
+        elif now >= self.short_since + SHORT:
+            self.stop_launching(f"{why}; nothing could run for {show_duration(SHORT)}")
+        self.retry_at = now + self.pause
+        self.pause = min(60.0, 2 * self.pause)
 
     def stop_launching(self, why: str) -> None:
         if not self.obstacle:
-            self.obstacle = why
-            self.say(f"error: {why}; nothing more is started")
+            self.obstacle = self.recorder.head["stopped_because"] = why
+            self.say(f"error: {why}; nothing more is started", even_if_quiet=True)
 
-    def save(self, path: str, value: Any) -> bool:
-        """Write one of the runner's own files; a disk that is full stops the batch, not the program."""
+    def launch(self, planned: Experiment, slot: Slot) -> None:
+        """Begin the next attempt of an experiment; where that fails, that is its end.
+
+        Raises Shortage where there is no room for it now, and then nothing has happened."""
+        result = next_result(self.results[planned.name], slot)
         try:
-            if os.path.dirname(path) != self.folder:
-                refuse_link(os.path.dirname(path))
-            write_file(path, value) if isinstance(value, bytes) else write_json(path, value)
-            return True
-        except OSError as error:
-            self.on_write_error(path, error)
-            return False
-
-    def on_write_error(self, path: str, error: OSError) -> None:
-        self.say(f"error: can't write {path}: {error.strerror}")
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
-            self.stop_launching(f"no room for the runner's own files: {error.strerror}")
-
-    def launch(self, experiment: Experiment, slot: Slot) -> bool:
-        """Begin the next attempt of an experiment; where that fails, that is its result."""
-        name = experiment.name
-        before = self.results[name]
-        keys = ("config_name", "config_path", "experiment_dir", "overrides", "settings", "max_iters", "log_files")
-        result = Result(status="running", attempts=before.attempts, **{key: getattr(before, key) for key in keys})
-        result.device = slot.device
-        self.results[name] = result
-        try:
-            self.planner.configs.pop(experiment.config, None)  # it may have changed since the batch was planned
-            experiment = self.planner.experiment(name, experiment.config, with_device(experiment, slot))
-            if experiment.problem:
-                result.status, result.error = "failed", experiment.problem
-            else:
-                result.attempts = before.attempts + 1
-                result.attempt_history = [*before.attempt_history, past(before)] if before.attempts else []
-                self.running.append(self.start(experiment, result, slot))
-                return True
-        except UsageError as error:  # the config has changed since the batch was planned
-            result.status, result.error = "failed", str(error)
+            if planned.problem:
+                raise UsageError(planned.problem)
+            self.start(self.on_device(planned, slot), result, slot)
+            return
+        except Shortage:
+            raise
+        except UsageError as error:
+            result.status, result.error = Status.FAILED, str(error)
         except Exception as error:
-            result.status, result.error = "error", f"could not be started: {type(error).__name__}: {error}"
+            result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
             result.traceback = traceback.format_exc()
-        result.start_time = result.end_time = now_iso()
+        self.free.insert(0, slot)
+        self.results[planned.name] = result
+        result.start_time = now_iso()
         result.duration_seconds = 0.0
-        self.record(result)
-        return False
+        self.end_attempt(planned, result)
 
-    def start(self, experiment: Experiment, result: Result, slot: Slot) -> Training:
-        """Lay out the experiment's directory and start its process."""
+    def on_device(self, planned: Experiment, slot: Slot) -> Experiment:
+        """The experiment with the device of its slot; a --command has that filled in."""
+        if slot.device is None or self.options.command:
+            return planned
+        overrides = {**planned.overrides, "device": slot.device}
+        made = self.planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
+        return replace(made, launched_config=planned.launched_config)
+
+    def start(self, experiment: Experiment, result: Result, slot: Slot) -> None:
+        """Take what a launch needs, lay out the experiment's directory, start its process."""
+        number = self.launches = self.launches + 1
         folder = os.path.join(self.folder, experiment.name)
-        how, why = take_up(experiment, folder, result.attempts - 1)
-        with open(experiment.config, "rb") as file:
-            source = file.read()
+        is_new = not os.path.exists(folder)
+        try:
+            launch = Launch(lambda message: self.events.put(lambda: self.hear(number, message)))
+        except (OSError, RuntimeError) as error:
+            raise as_shortage(error) from None
+        try:
+            attempt = self.lay_out(experiment, result, slot, folder, launch)
+        except Exception as error:
+            launch.abandon()
+            if is_new:
+                with contextlib.suppress(OSError):
+                    os.rmdir(folder)
+            raise as_shortage(error) from error
+        self.running[number] = attempt
+        self.results[experiment.name] = result
+        self.recorder.changed(result)
+
+    def hear(self, number: int, message: Message) -> None:
+        if number in self.running:
+            self.running[number].process.hear(message)
+
+    def lay_out(self, experiment: Experiment, result: Result, slot: Slot, folder: str, launch: Launch) -> Attempt:
+        """Make the directory ready, start the training in it, and only then say so. Raises OSError and UsageError."""
+        before = self.results[experiment.name]
+        up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        refuse_link(folder)
-        if how == "starts over":
-            move_aside(folder, result.attempts - 1)
-        training = Training(experiment, result, folder, slot, self.options, self)
-        if how == "continues":
-            continue_from_checkpoint(experiment)
-            read_metrics(result.metrics, os.path.join(folder, LOGS["stdout"]))
-            mark_attempt(os.path.join(folder, LOGS["combined"]), f"attempt {result.attempts} continues {why}")
-        command = build_command(self.options, experiment, folder, slot)
-        result.start_time = now_iso()
-        metadata = self.metadata(experiment, result, command, source)
-        with open(os.path.join(folder, "config_used.py"), "wb", opener=open_anew) as file:
-            file.write(source)
-        write_json(os.path.join(folder, "experiment_metadata.json"), metadata)
-        training.start(command)
-        metadata.update(pid=training.pid, pid_started=started_at(training.pid))
-        self.save(os.path.join(folder, "experiment_metadata.json"), metadata)
-        begins = "started" if how == "starts" else told(how, why)
-        self.say(f"{experiment.name}: {begins}, pid {training.pid}: {shell_line(command)}")
-        self.changed(result)
-        return training
+        has_remains = bool(names_in(folder, r".*\.log")) and up.how is How.STARTS
+        if up.how is How.STARTS_OVER or has_remains:
+            move_aside(folder, before.attempts)
+        self.begin_result(result, before, up)
+        continuing = self.words_to_continue(experiment, folder, slot, up)
+        command = build_command(self.options, experiment, folder, slot, continuing)
+        metadata = self.metadata(experiment, result, command)
+        undo = Undo(folder, self.own_files(experiment, folder))
+        try:
+            kept = self.keep_files(experiment, folder, metadata)
+            logs = undo.logs = open_logs(folder)
+            mark = self.guardian.mark_next() if self.guardian else {}
+            group = launch.start(command, {**os.environ, "PYTHONUNBUFFERED": "1", **mark})
+        except Exception:
+            undo.run()
+            raise
+        if self.guardian:
+            self.guardian.tell_started(group, folder)
+        if up.how is How.CONTINUES:
+            mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
+        stderr_start = os.fstat(logs["stderr"].descriptor).st_size
+        readers = {name: LineReader(self.own_lines(experiment), self.patterns) for name in ("stdout", "stderr")}
+        limits = Limits(self.options.timeout, self.options.stall)
+        process = Process(group, launch.tees, launch.wake, limits, self.stop_rules(folder), time.monotonic())
+        attempt = Attempt(experiment, result, slot, folder, process, launch.tees, readers, up, kept, stderr_start)
+        for tee in launch.tees:
+            tee.begin(logs[tee.stream], logs["combined"], readers[tee.stream], self.follower(experiment))
+        self.say_launch(attempt, command, metadata)
+        return attempt
 
-    def metadata(self, experiment: Experiment, result: Result, command: list[str], source: bytes) -> dict[str, Any]:
+    def begin_result(self, result: Result, before: Result, up: TakeUp) -> None:
+        result.status = Status.RUNNING
+        result.start_time = now_iso()
+        if before.attempts:
+            result.attempt_history.append(past(before))
+        result.attempts = before.attempts + 1
+        if up.how is How.CONTINUES:
+            result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
+
+    def words_to_continue(self, experiment: Experiment, folder: str, slot: Slot, up: TakeUp) -> list[str]:
+        if up.how is not How.CONTINUES:
+            return []
+        return continuing_words(self.options, experiment, folder, slot, up.checkpoint) or []
+
+    def own_files(self, experiment: Experiment, folder: str) -> list[str]:
+        """The paths of the runner's own files for an attempt: the metadata, and the config if there is one."""
+        paths = [os.path.join(folder, METADATA)]
+        if experiment.config:
+            paths.append(os.path.join(folder, f"config_used{os.path.splitext(experiment.config)[1]}"))
+        return paths
+
+    def keep_files(self, experiment: Experiment, folder: str, metadata: dict[str, Any]) -> dict[str, bytes]:
+        """Write config_used and the metadata; returns what they hold, by their paths."""
+        path, *used = self.own_files(experiment, folder)
+        kept = {path: json_bytes(metadata)}
+        for each in used:
+            kept[each] = self.config_source(experiment)
+            write_file(each, kept[each], sync=False)
+        self.recorder.save_now(path, metadata)
+        return kept
+
+    def config_source(self, experiment: Experiment) -> bytes:
+        """The config as the trainer will read it; raises UsageError where it can't be read."""
+        path = experiment.launched_config or experiment.config
+        if not path:
+            return b""
+        try:
+            with open(path, "rb") as file:
+                return file.read()
+        except OSError as error:
+            raise UsageError(f"config can't be used: {path}: {error.strerror}") from None
+
+    def own_lines(self, experiment: Experiment) -> frozenset[bytes]:
+        """Lines of the config and the script that look like metrics: a trainer that prints its source says nothing."""
+        return lines_like_metrics(self.planner.read(experiment.source or experiment.config).source, self.script_source)
+
+    def follower(self, experiment: Experiment) -> Optional[Callable[[bytes], None]]:
+        if not self.options.follow:
+            return None
+        name = f"{experiment.name}: " if self.slots > 1 else ""
+        return functools.partial(self.console.follow, name)
+
+    def say_launch(self, attempt: Attempt, command: Sequence[str], metadata: dict[str, Any]) -> None:
+        """The training runs: write down as what, and look whether the code is as it was."""
+        group, result = attempt.process.group, attempt.result
+        metadata.update(pid=group.leader, pid_started=group.started)
+        path = os.path.join(attempt.folder, METADATA)
+        if self.watch.look():
+            self.watch.ask()
+        changed = self.watch.changed()
+        if changed:
+            self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
+        if self.answers < self.watch.asked:
+            self.without_code[path] = metadata
+        self.recorder.save_json(path, metadata)
+        attempt.kept[path] = json_bytes(metadata)
+        begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
+        self.say(f"{attempt.planned.name}: {begins}, pid {group.leader}: {shell_line(command)}")
+
+    def metadata(self, experiment: Experiment, result: Result, command: list[str]) -> dict[str, Any]:
         system = os.uname()
         return {
             "config_name": experiment.name,
             "config_path": experiment.config,
-            "config_sha256": sha256(source),
+            "config_sha256": self.frozen[experiment.name].config_sha256 or None,
             "command": command,
             "command_line": shell_line(command),
             "train_script": self.options.train_script,
             "options": plan_options(self.options),
-            "global_overrides": self.head.get("global_overrides", {}),
+            "global_overrides": self.recorder.head.get("global_overrides", {}),
             "overrides": result.overrides,
             "attempt": result.attempts,
             "attempt_history": result.attempt_history,
@@ -2607,209 +5723,245 @@ class Batch:
             "hostname": system.nodename,
             "platform": f"{system.sysname} {system.release} {system.machine}",
             "pid": None,
-            "git": self.head["git"],
+            "pid_started": None,
+            "git": self.code.git,
             "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
         }
 
-    def finish(self, training: Training) -> None:
-        """Say how an attempt ended, and whether there is another."""
-        self.running.remove(training)
-        self.free.append(training.slot)
-        self.free.sort(key=lambda slot: slot.number)
-        result, experiment = training.result, training.experiment
-        result.log_complete = not training.lost_logs()
-        for name in set(training.lost_logs()) - set(training.log_failures):
-            self.say(f"{experiment.name}: {name}.log is incomplete: it was deleted or replaced")
-        training.close()
-        if self.stopped_by and not training.status and ended_by(training.return_code) in STOP_SIGNALS:
-            training.status, training.error = "interrupted", f"stopped by {signal_name(self.stopped_by)}"
-        conclude(result, training)
+    # ---- the end of an attempt, and of the batch
+
+    def finish(self, attempt: Attempt) -> None:
+        """A training is over: tell how it ended, and give back what it held."""
+        process, result = attempt.process, attempt.result
+        if self.guardian:
+            self.guardian.tell_ended(process.group)
+        if not process.is_stuck:  # else its slot is retired: what it was given may still be in its hands
+            self.free.append(attempt.slot)
+            self.free.sort(key=lambda slot: slot.number)
+            process.close()
+        process.has_news = False
+        self.take_news(attempt)
+        self.conclude(attempt)
+        self.put_back_files(attempt)
+        if not self.sets_checkpoint_aside(attempt):
+            self.end_attempt(attempt.planned, result)
+
+    def conclude(self, attempt: Attempt) -> None:
+        """Tell from a training that is over how its attempt ended."""
+        process, result = attempt.process, attempt.result
+        result.duration_seconds = round(process.ended_at - process.began, 3)
+        result.total_seconds = round((result.total_seconds or 0.0) + result.duration_seconds, 3)
+        result.log_complete = not process.failed_logs
+        result.warnings += process.warnings
+        ended = process.group.exit
+        error = ""
+        if ended:
+            result.return_code, result.cpu_seconds = ended.return_code, ended.cpu_seconds
+            result.max_rss_bytes = ended.max_rss_bytes
+            result.signal, error = ending(ended.return_code)
+        self.note_checkpoints(attempt)
+        self.set_status(attempt)
+        if result.status is Status.COMPLETED:
+            self.doubt(attempt)
+        if result.status is not Status.COMPLETED:
+            self.explain(attempt, error)
+
+    def set_status(self, attempt: Attempt) -> None:
+        process, result = attempt.process, attempt.result
+        died_of = signal_in(result.return_code or 0)
+        if process.is_stuck:
+            result.status, result.error = Status.FAILED, process.reason
+        elif process.ending:
+            result.status, result.error = attempt.stopped_as or Status.TIMEOUT, process.reason
+        elif self.stopped_by is not None and died_of in STOP_SIGNALS:  # it got the runner's signal, too
+            result.status, result.error = Status.INTERRUPTED, f"stopped by {signal_name(self.stopped_by)}"
+        elif result.return_code == 0:
+            result.status = Status.COMPLETED
+        else:
+            result.status = Status.FAILED
+
+    def doubt(self, attempt: Attempt) -> None:
+        """An exit code of 0 is no success where the loss says otherwise, and not all of the truth where steps lack."""
+        result, metrics = attempt.result, attempt.result.metrics
+        losses = [loss for loss in (metrics.train_loss, metrics.val_loss) if loss is not None]
+        if metrics.diverged_since is not None:
+            bad = next((loss for loss in losses if not math.isfinite(loss)), math.nan)
+            result.status, result.diverged = Status.FAILED, True
+            result.error = f"exit code 0, but the loss is {bad} since step {metrics.diverged_since}"
+            result.hint = "the loss is not finite: try a smaller --learning_rate"
+        elif any(not math.isfinite(loss) for loss in losses):
+            self.warn(result, "the loss is not finite: try a smaller --learning_rate")
+        elif metrics.step is None:
+            if self.planner.script.strict:
+                self.warn(result, "printed no step")
+        elif result.max_iters is not None and metrics.step + (metrics.largest_gap or 0) < result.max_iters:
+            self.warn(result, f"ended at step {metrics.step} of {result.max_iters}")
+
+    def explain(self, attempt: Attempt, ended: str) -> None:
+        """What stderr says of this attempt's end; what it says of earlier ones doesn't count."""
+        result = attempt.result
+        path = os.path.join(attempt.folder, LOGS["stderr"])
+        stderr = read_tail(path, start=attempt.stderr_start).decode(errors="replace")
+        result.stderr_tail = "\n".join(stderr.splitlines()[-20:])
+        said = error_line(stderr)
+        if result.status is Status.INTERRUPTED or attempt.process.is_stuck or result.diverged:
+            return
+        first = result.error or ended
+        result.error = f"{first}: {said}" if said else first
+        result.hint = hint_for(f"{stderr}\n{result.error}") if result.status is Status.FAILED else None
+
+    def note_checkpoints(self, attempt: Attempt) -> None:
+        found = checkpoints(attempt.folder, self.options.checkpoints)
+        attempt.result.final_checkpoint = found[0] if found else None
+        for path in found[:1]:
+            with contextlib.suppress(OSError):
+                self.largest_checkpoint = max(self.largest_checkpoint, os.stat(path).st_size)
+
+    def put_back_files(self, attempt: Attempt) -> None:
+        """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
+        gone = [path for path in attempt.kept if not os.path.exists(path)]
+        if not os.path.isdir(attempt.folder):
+            return
+        for path in gone:
+            self.recorder.save(path, functools.partial(write_file, path, attempt.kept[path]), path)
+        if gone:
+            self.warn(attempt.result, f"put back what the training removed: {', '.join(map(os.path.basename, gone))}")
+
+    def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
+        """After a continued attempt whose error says that the checkpoint can't be read: whether it is tried again
+        without that one, once. Where that fails as well, the checkpoint gets its name back."""
+        name, result = attempt.planned.name, attempt.result
+        aside = self.set_aside.pop(name, "")
+        at_once = result.status is Status.FAILED and result.metrics.first_step is None
+        try:
+            if aside:
+                if at_once and not os.path.exists(aside):
+                    os.rename(aside + ASIDE, aside)
+                    self.say(f"{name}: failed without {os.path.basename(aside)} as well, which has its name back")
+                return False
+            checkpoint = attempt.take_up.checkpoint
+            if not (at_once and checkpoint and says_broken_checkpoint(result.stderr_tail)):
+                return False
+            os.rename(checkpoint, checkpoint + ASIDE)
+        except OSError as error:
+            self.warn(result, f"a checkpoint can't be renamed: {error.filename}: {error.strerror}")
+            return False
+        self.set_aside[name] = checkpoint
+        self.say(f"{name}: {result.error}; set aside: {os.path.basename(checkpoint)}{ASIDE}")
+        self.waiting.appendleft(self.plan[name])
+        return self.may_launch()
+
+    def end_attempt(self, planned: Experiment, result: Result) -> None:
+        """The one place in which an attempt ends, whatever became of it: it is recorded, counted, said, and perhaps
+        taken up again."""
+        name = planned.name
         result.end_time = now_iso()
         self.record(result)
-        planned = self.plan[experiment.name]
-        if self.tries_older_checkpoint(training):
-            self.waiting.appendleft(planned)
-        elif result.status in FAILURES and self.retries[result.config_name] < self.options.retries:
-            self.retries[result.config_name] += 1
-            self.failed.discard(result.config_name)
-            self.say(
-                f"{result.config_name}: retry {self.retries[result.config_name]} of {self.options.retries} follows"
-            )
-            self.waiting.append(planned)
-        if self.options.max_failures and len(self.failed) >= self.options.max_failures:
-            self.stop_launching(f"{len(self.failed)} experiments have failed (--max_failures)")
-
-    def tries_older_checkpoint(self, training: Training) -> bool:
-        """After a continued attempt that failed at once: whether it is tried again without the newest checkpoint.
-
-        That one may have been cut off while it was written. Where it was not to blame it gets its name back."""
-        name, result = training.experiment.name, training.result
-        aside = self.set_aside.pop(name, None)
-        at_once = result.status == "failed" and not training.evaluated
-        if aside:
-            if at_once and os.path.exists(aside + ASIDE):
-                os.rename(aside + ASIDE, aside)
-                self.say(f"{name}: failed without {os.path.basename(aside)} as well, which has its name back")
-            return False
-        found = checkpoints(training.folder)
-        broken = BROKEN_CHECKPOINT.search(result.stderr_tail)
-        continued = "--init_from=resume" in training.experiment.arguments
-        if not (at_once and continued and found and (broken or (len(found) > 1 and not result.hint))):
-            return False
-        os.rename(found[0], found[0] + ASIDE)
-        self.set_aside[name] = found[0]
-        self.say(f"{name}: failed at once, set aside as perhaps cut off: {os.path.basename(found[0])}{ASIDE}")
-        return self.stopped_by is None
-
-    def record(self, result: Result) -> None:
-        """Keep a result that is final for now, and say it."""
-        name = result.config_name
         if result.status in FAILURES:
             self.failed.add(name)
-        with contextlib.suppress(OSError):  # it is there, unless the experiment could not be started
-            os.mkdir(os.path.join(self.folder, name))
-        self.save(os.path.join(self.folder, name, "experiment_result.json"), to_json(result))
-        parts = [f"{name}: {result.status} after {show_duration(result.duration_seconds)}"]
+        may_pass = result.status in FAILURES and not planned.problem and not result.diverged
+        if may_pass and self.retries[name] < self.options.retries and self.stopped_by is None:
+            self.retries[name] += 1
+            self.failed.discard(name)
+            self.say(f"{name}: retry {self.retries[name]} of {self.options.retries} follows")
+            self.waiting.append(self.plan[name])
+        if self.options.max_failures and len(self.failed) >= self.options.max_failures:
+            self.stop_launching(f"{len(self.failed)} experiments have failed (--max_failures)")
+        self.retry_at = 0.0  # its end may have made room
+
+    def record(self, result: Result) -> None:
+        """Write down a result that is final for now, and say it."""
+        folder = os.path.join(self.folder, result.config_name)
+        path = os.path.join(folder, RESULT)
+        value = to_json(result)
+
+        def write() -> None:
+            with contextlib.suppress(OSError):  # it is there, unless the experiment could not be started
+                os.mkdir(folder)
+            write_json(path, value)
+
+        self.recorder.save(path, write, path)
+        parts = [f"{result.config_name}: {result.status} after {show_duration(result.duration_seconds)}"]
         if result.metrics.step is not None:
             parts.append(f"step {result.metrics.step}, val loss {show_loss(result.metrics.val_loss)}")
-        parts += [f"{result.error}"] * bool(result.error) + [f"hint: {result.hint}"] * bool(result.hint)
+        if result.error:
+            parts.append(result.error)
+        if result.hint:
+            parts.append(f"hint: {result.hint}")
         self.say("; ".join(parts))
         for line in (result.traceback or "").splitlines():
             self.say(f"    {line}")
-        self.changed(result)
-
-    def changed(self, result: Result) -> None:
-        """Have the summary written anew, but so that the writing takes a twentieth of the time at the most."""
-        self.unwritten.add(result.config_name)
-        self.summary_due = min(self.summary_due, self.summary_earliest)
-        self.report_due = min(self.report_due, self.report_earliest)
-
-    def write_summary(self) -> bool:
-        began = time.monotonic()
-        for name in self.unwritten:
-            self.lines[name] = f"  {json.dumps(name)}: {json.dumps(to_json(self.results[name]))}"
-        self.unwritten.clear()
-        self.head.update(count_statuses(self.results.values()))
-        self.head["duration_seconds"] = round(began - self.began, 3)
-        head = "".join(f" {json.dumps(key)}: {json.dumps(value)},\n" for key, value in self.head.items())
-        lines = ",\n".join(self.lines[name] for name in self.plan)
-        text = f'{{\n{head} "results": {{\n{lines}\n }}\n}}\n'
-        saved = self.save(os.path.join(self.folder, SUMMARY), text.encode())
-        self.summary_due = math.inf
-        self.summary_earliest = time.monotonic() + 20 * (time.monotonic() - began)
-        return saved
+        self.recorder.changed(result)
 
     def end(self) -> int:
         """Write and say how the batch ended; returns the exit code."""
+        patience = time.monotonic() + SLOW_GIT
+        while self.answers < self.watch.asked and self.stopped_by is None and time.monotonic() < patience:
+            self.take_events(1.0)
         counts = count_statuses(self.results.values())
-        unfinished = self.stopped_by is not None or counts["pending"]
-        self.head.update(state="interrupted" if unfinished else "finished", end_time=now_iso())
-        saved = self.write_summary()
-        self.write_report(math.inf)
-        self.console.draw([])
-        all_well = saved and counts["completed"] == len(self.plan) and self.stopped_by is None
-        self.console.quiet = self.options.quiet and all_well
-        for line in table([self.results[name] for name in self.plan]):
-            self.say(line)
-        self.say(", ".join(f"{count} {status}" for status, count in counts.items() if count))
-        if not all_well:
-            self.say(f"continue with: {shell_line([*program(), '--resume', self.folder])}")
+        is_cut_short = self.stopped_by is not None or counts["pending"] > 0
+        self.recorder.head.update(state="interrupted" if is_cut_short else "finished", end_time=now_iso())
+        is_saved = self.recorder.finish(self.results)
+        is_all_well = is_saved and counts["completed"] == len(self.plan) and self.stopped_by is None
+        self.say_end(counts, is_all_well)
         if self.stopped_by is not None:
             return 128 + self.stopped_by
-        return 0 if all_well else 1
+        return 0 if is_all_well else 1
+
+    def say_end(self, counts: dict[str, int], is_all_well: bool) -> None:
+        """The table, for the master log and the console, which is then settled; even a quiet one if not all is well."""
+        self.console.draw([])
+        results = [self.results[name] for name in self.plan]
+        for line in [*table(results), *group_lines(seed_groups(results)), show_counts(counts)]:
+            self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
+        width = terminal_width()
+        lines = [*table(results, width), *group_lines(seed_groups(results), width), show_counts(counts)]
+        is_silent = self.options.quiet and is_all_well
+        if is_silent:
+            lines = [f"{each.config_name}: warning: {text}" for each in results for text in each.warnings]
+        for line in lines:
+            self.console.line(line, even_if_quiet=True)
+        if not is_all_well:
+            again = f"continue with: {shell_line([*program(), '--resume', self.folder])}"
+            self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {again}")
+            self.console.line(again, even_if_quiet=True)
+        self.console.line(os.path.join(self.folder, REPORT))
+        self.recorder.scribe.flush()
+        self.console.settle(STUCK)
 
 
-def count_statuses(results: Iterable[Result]) -> dict[str, int]:
-    times = Counter(each.status for each in results)
-    return {key: times[status] for status, key in COUNTS.items()}
-
-
-def conclude(result: Result, training: Training) -> None:
-    """Tell from a training that is over how its attempt ended."""
-    assert training.return_code is not None
-    result.return_code = training.return_code
-    result.signal, error = ending(training.return_code)
-    result.status = training.status or ("completed" if training.return_code == 0 else "failed")
-    newest = checkpoints(training.folder)
-    result.final_checkpoint = newest[0] if newest else None
-    if result.status == "completed":
-        if result.metrics.diverged():
-            result.hint = "the loss is not finite: try a smaller --learning_rate"
-        return
-    stderr = read_tail(os.path.join(training.folder, LOGS["stderr"])).decode(errors="replace")
-    result.stderr_tail = "\n".join(stderr.splitlines()[-20:])
-    result.error = training.error
-    if not training.status:
-        said = exception_line(stderr)
-        result.error = f"{error}: {said}" if said else error
-        result.hint = hint_for(f"{stderr}\n{result.error}")
-
-
-def read_metrics(metrics: Metrics, path: str) -> None:
-    """Take in a whole stdout.log."""
-    with contextlib.suppress(OSError), open(path, "rb", opener=open_read) as file:
-        rest = b""
-        for block in iter(lambda: file.read(BLOCK), b""):
-            lines, end, rest = (rest[-LINE_LIMIT:] + block).rpartition(b"\n")
-            metrics.read(lines)
-        metrics.read(rest)
-    metrics.first_step = None
-
-
-def mark_attempt(path: str, text: str) -> None:
-    """A line of the runner's own in combined.log, so that attempts can be told apart."""
-    start = b"" if read_tail(path, 1) in (b"", b"\n") else b"\n"
-    log = open_log(path)
+def open_logs(folder: str) -> dict[str, Log]:
+    """The three logs of an attempt; combined.log has two users. Raises OSError."""
+    logs: dict[str, Log] = {}
     try:
-        os.write(log, start + stamp("RUNNER") + text.encode() + b"\n")
-    finally:
-        os.close(log)
-
-
-def program() -> list[str]:
-    """How this program was called, as far as a user would type it again."""
-    return [os.path.basename(sys.executable), sys.argv[0]] if sys.argv[0].endswith(".py") else [sys.argv[0]]
-
-
-def plan_options(options: Options) -> dict[str, Any]:
-    """The options that the batch's plan keeps, where they are not the defaults."""
-    usual = vars(Options())
-    return {key: value for key, value in vars(options).items() if key in PLAN_OPTIONS and value != usual[key]}
-
-
-def outlived(name: str, folder: str, grace: float) -> Optional[str]:
-    """What to say where a training of a dead runner still runs here; it gets the grace to end by itself."""
-    metadata = read_own(folder, "experiment_metadata.json")
-    pid, started = metadata.get("pid"), metadata.get("pid_started")
-    if not isinstance(pid, int) or not 1 < pid < 1 << 31 or metadata.get("hostname") != os.uname().nodename:
-        return None
-    for _ in range(int(min(grace, GRACE) * 10) + 1):
-        now = started_at(pid)
-        if (now != started) if now else not group_members(pid):
-            return None
-        time.sleep(0.1)  # no event tells of another's child
-    return f"training {name} outlived its runner as pid {pid}; end it with: kill -KILL -- -{pid}"
-
-
+        for name, file in LOGS.items():
+            logs[name] = Log(os.path.join(folder, file), users=2 if name == "combined" else 1)
+    except OSError:
+        for log in logs.values():
+            log.close()
+        raise
+    return logs
 # -------------------------------------------------------------------------------------------- command line
+# From words to what is done: the parser, the checks of what was asked for, the modes.
 
 
 class Override(argparse.Action):
     """Collects settings of the trainer, in their order."""
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
-        namespace.overrides[(option_string or "")[2:]] = str(values)
+        namespace.overrides = {**getattr(namespace, "overrides", {}), (option_string or "")[2:]: str(values)}
 
 
 class Sweep(argparse.Action):
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
-        key, equals, listed = str(values).partition("=")
-        points = split_values(listed)
-        if not equals or not key.isidentifier() or "" in points:
-            parser.error(f"argument --sweep: not of the form KEY=V1,V2,...: {values}")
-        if key in namespace.sweep:
-            parser.error(f"argument --sweep: {key} given twice")
-        namespace.sweep[key] = points
+        sweep = getattr(namespace, "sweep", {})
+        try:
+            key, points = parse_sweep(str(values))
+        except ValueError as error:
+            raise UsageError(f"argument --sweep: {error}; see --help") from None
+        if key in sweep:
+            raise UsageError(f"argument --sweep: {key} given twice; see --help")
+        namespace.sweep = {**sweep, key: points}
 
 
 class Parser(argparse.ArgumentParser):
@@ -2817,42 +5969,46 @@ class Parser(argparse.ArgumentParser):
         raise UsageError(f"{message}; see --help")
 
 
-def duration(text: str) -> float:
+def a_duration(text: str) -> float:
     """Seconds from `90`, `30m`, `2h`, `1d12h`; raises ArgumentTypeError."""
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    seconds = sum(float(part or 0) * unit for part, unit in zip(match.groups(), (86400, 3600, 60, 1))) if match else 0
-    if not 0 < seconds < 1e10:
+    parts = match.groups() if match else ()
+    value = sum(float(part or 0) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)))
+    if not is_time(value):
         raise argparse.ArgumentTypeError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
-    return seconds
+    return value
 
 
-def seconds(text: str) -> float:
-    number = float(read_number(text))
-    if not 0 <= number < math.inf:
+def a_number_of_seconds(text: str) -> float:
+    value = float(read_number(text))
+    if not 0 <= value < math.inf:
         raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
-    return number
+    return value
 
 
-def count(least: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
+def a_count(least: int) -> Callable[[str], int]:
+    def parse_count(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < least:
             raise argparse.ArgumentTypeError(f"not a whole number from {least}: {text!r}")
         return int(text)
 
-    return parse
+    return parse_count
 
 
-def stop_signal(text: str) -> str:
-    name = text.upper()[3:] if text.upper().startswith("SIG") else text.upper()
-    if name in ("KILL", "STOP") or f"SIG{name}" not in signal.Signals.__members__:
+def a_stop_signal(text: str) -> str:
+    if text.lower() == "auto":
+        return "auto"
+    word = text.upper()
+    word = word[3:] if word.startswith("SIG") else word
+    if word in ("KILL", "STOP") or not is_signal(word):
         raise argparse.ArgumentTypeError(f"not a signal that a trainer can handle: {text!r}")
-    return name
+    return word
 
 
-def usual(key: str) -> Callable[[str], str]:
+def a_usual_setting(key: str) -> Callable[[str], str]:
     """The check of a setting that has an option of its own."""
 
-    def parse(text: str) -> str:
+    def parse_setting(text: str) -> str:
         try:
             trainer_form(text, USUAL[key], True)
         except ValueError as wanted:
@@ -2861,27 +6017,47 @@ def usual(key: str) -> Callable[[str], str]:
             raise argparse.ArgumentTypeError(NO_GPU)
         return text
 
-    return parse
+    return parse_setting
+
+
+NO_GPU = "torch knows no 'gpu': it is called 'cuda'"
 
 
 def build_parser() -> Parser:
     parser = Parser(
         prog="run_experiments.py",
         allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --configs PATTERN [PATTERN ...] [options]\n         [--any_setting value ...] [-- ARGS ...]",
         description="Run a nanoGPT-style training script once per config file, and lose nothing.",
-        epilog="\n".join(__doc__.splitlines()[1:]),
+        epilog="\n".join(__doc__.splitlines()[1:13]),
     )
+    add_what_to_run(parser)
+    add_what_to_see(parser)
+    others = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
+    add = parser.add_argument_group("settings of the trainer", others).add_argument
+    metavars = {bool: "true/false", str: "STR", int: "INT", float: "FLOAT"}
+    for key, example in USUAL.items():
+        if key != "wandb_log":
+            add(f"--{key}", action=Override, type=a_usual_setting(key), metavar=metavars[type(example)])
+    add_how_to_run(parser)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    return parser
+
+
+def add_what_to_run(parser: Parser) -> None:
     add = parser.add_argument_group("what to run").add_argument
     patterns = 'config files and glob patterns ("config/**/*.py")'
     add("--configs", nargs="+", action="extend", metavar="PATTERN", help=patterns)
-    product = "run every config with each of these values; repeat it for a product"
-    add("--sweep", action=Sweep, metavar="KEY=V1,V2", help=product)
+    add("--sweep", action=Sweep, metavar="KEY=V1,V2", help="run every config with each of these values; repeatable")
     add("--train_script", metavar="PATH", help="the training script (train_run.py)")
     add("--base_out_dir", metavar="DIR", help="where batches go (experiments)")
     resumed = "continue this batch, or the newest one: all but what is completed"
     add("--resume", nargs="?", const="", metavar="DIR", help=resumed)
+
+
+def add_what_to_see(parser: Parser) -> None:
     add = parser.add_argument_group("what to see").add_argument
     add("--status", nargs="?", const="", metavar="DIR", help="the table of this batch, or of the newest one")
     add("--json", action="store_true", help="with --status: the same as JSON")
@@ -2889,100 +6065,122 @@ def build_parser() -> Parser:
     add("--follow", action="store_true", help="copy the training's output to the console")
     add("--quiet", action="store_true", help="print nothing when all goes well")
     add("--dry_run", action="store_true", help="print each command and why it would run; create nothing")
-    others = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
-    add = parser.add_argument_group("settings of the trainer", others).add_argument
-    metavars = {bool: "true/false", str: "STR", int: "INT", float: "FLOAT"}
-    for key in [key for key in USUAL if key != "wandb_log"]:
-        add(f"--{key}", action=Override, type=usual(key), metavar=metavars[type(USUAL[key])], dest="overrides")
+
+
+def add_how_to_run(parser: Parser) -> None:
     add = parser.add_argument_group("how to run it").add_argument
-    add("--jobs", type=count(1), metavar="N", help="experiments at a time (1)")
+    add("--jobs", type=a_count(1), metavar="N", help="experiments at a time (1)")
     each = "one experiment at a time on each of these; auto: all GPUs"
     add("--devices", type=lambda text: text.split(","), metavar="D1,D2", help=each)
     before = "stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in"
     add("--launcher", metavar="CMD", help=before)
-    add("--timeout", type=duration, metavar="TIME", help="end an attempt after this time: 90, 30m, 2h, 1d12h")
-    add("--stall", type=duration, metavar="TIME", help="end an attempt that has printed nothing for this time")
-    add("--retries", type=count(0), metavar="N", help="take a failed experiment up again, at most N times (0)")
-    add("--max_failures", type=count(1), metavar="N", help="start no more once N experiments have failed")
-    add("--grace", type=seconds, metavar="SECONDS", help=f"from the stop signal to KILL ({GRACE:.0f})")
-    add("--stop_signal", type=stop_signal, metavar="NAME", help="what a training gets first when it is stopped (TERM)")
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
-    return parser
+    add("--timeout", type=a_duration, metavar="TIME", help="end an attempt after this time: 90, 30m, 2h, 1d12h")
+    add("--stall", type=a_duration, metavar="TIME", help="end an attempt that has printed nothing for this time")
+    add("--retries", type=a_count(0), metavar="N", help="take a failed experiment up again, at most N times (0)")
+    add("--max_failures", type=a_count(1), metavar="N", help="start no more once N experiments have failed")
+    add("--grace", type=a_number_of_seconds, metavar="SECONDS", help=f"from the stop signal to KILL ({GRACE:.0f})")
+    first = f"what a training gets first when it is stopped ({Options().stop_signal})"
+    add("--stop_signal", type=a_stop_signal, metavar="NAME", help=first)
 
 
-def parse(argv: Sequence[str], options: Options) -> Options:
-    """Lay a command line over options; an option that is not the runner's is a setting of the trainer."""
-    end = list(argv).index("--") if "--" in argv else len(argv)
+def parse(argv: Sequence[str]) -> dict[str, Any]:
+    """What a command line gives, by the names of Options; an option that is not the runner's is a setting of the
+    trainer. Raises UsageError."""
+    words = list(argv)
+    end = words.index("--") if "--" in words else len(words)
     parser = build_parser()
-    words: list[str] = []
-    for word in argv[:end]:
-        name, equals, value = word.partition("=")
-        if name.startswith("--"):
-            if value == "--":  # argparse drops it
-                raise UsageError(f"{name}: not a value: --")
-            with contextlib.suppress(argparse.ArgumentError):  # known: the runner's own, or seen before
-                parser.add_argument(name, action=Override, dest="overrides", help=argparse.SUPPRESS)
-                if not name[2:].isidentifier():
-                    close = did_you_mean(name[2:], [item.name for item in fields(Options)])
-                    raise UsageError(f"not an option, and no setting's name: {name}{close}")
-        if words and words[-1].startswith("--") and re.match(r"-[\d.]", word):
-            words[-1] += f"={word}"  # a negative value, which argparse would take for an option
+    joined: list[str] = []
+    for word in words[:end]:
+        if word.startswith("--"):
+            add_setting(parser, word, is_free="--command" in words)
+        # A negative value, which argparse would take for an option.
+        is_value = re.match(r"-[\d.]", word) and joined and joined[-1].startswith("--")
+        if is_value:
+            joined[-1] += f"={word}"
         else:
-            words.append(word)
-    parser.parse_args(words, namespace=options)
-    if end < len(argv):
-        options.trainer_args = list(argv[end + 1 :])
-    return options
+            joined.append(word)
+    given = vars(parser.parse_args(joined))
+    if end < len(words):
+        given["trainer_args"] = words[end + 1 :]
+    return given
+
+
+def add_setting(parser: Parser, word: str, is_free: bool) -> None:
+    """Make an option that the parser doesn't know a setting of the trainer."""
+    option, _, value = word.partition("=")
+    if value == "--":  # argparse drops it
+        raise UsageError(f"{option}: not a value: --")
+    if option in parser._option_string_actions:
+        return
+    key = option[2:]
+    if not key.isidentifier() and not is_free:
+        names = [item.name for item in fields(Options)]
+        raise UsageError(f"not an option, and no setting's name: {option}{suggestion(key, names)}")
+    parser.add_argument(option, action=Override, help=argparse.SUPPRESS)
 
 
 def all_devices() -> list[str]:
     """What --devices auto stands for: the GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES leaves."""
+    number = len(all_gpus())
+    if not number:
+        raise UsageError("--devices auto: no GPU found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu")
+    return [f"cuda:{index}" for index in range(number)]
+
+
+def all_gpus() -> list[str]:
+    """The GPUs of this machine, or those of them that CUDA_VISIBLE_DEVICES leaves, by what it calls them."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise UsageError(f"--devices auto: nvidia-smi can't be asked: {error}; name the devices") from None
-    count = len(re.findall(r"(?m)^GPU \d+:", listed))
+    number = len(re.findall(r"(?m)^GPU \d+:", listed))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:  # CUDA numbers what is left, up to the first that isn't there
-        words = [word.strip() for word in visible.split(",")]
-        real = itertools.takewhile(
-            lambda word: int(word) < count if word.isdigit() else word[:4] in ("GPU-", "MIG-"), words
-        )
-        count = len(list(real))
-    if not count:
-        raise UsageError("--devices auto: no GPU found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu")
-    return [f"cuda:{number}" for number in range(count)]
+    if visible is None:
+        return list(map(str, range(number)))
+    words = [word.strip() for word in visible.split(",")]
+
+    def is_there(word: str) -> bool:
+        return int(word) < number if word.isdigit() else word[:4] in ("GPU-", "MIG-")
+
+    return list(itertools.takewhile(is_there, words))  # CUDA stops at the first that isn't there
 
 
 def check(options: Options, planner: Planner) -> None:
     """Refuse what can't work before anything starts."""
     options.overrides = {planner.setting(key): text for key, text in options.overrides.items()}
     options.sweep = {planner.setting(key): values for key, values in options.sweep.items()}
-    if "out_dir" in (*options.overrides, *options.sweep):
+    swept = [key for joined in options.sweep for key in joined.split(",")]
+    if "out_dir" in (*options.overrides, *swept) and not options.command:
         raise UsageError("--out_dir: the runner sets it for each experiment, see --base_out_dir")
-    for key in options.sweep:
+    for key in swept:
         if key in options.overrides:
             raise UsageError(f"--{key}: not allowed with --sweep {key}")
     if options.devices:
-        options.devices = all_devices() if options.devices == ["auto"] else options.devices
-        if not all(options.devices) or len(set(options.devices)) < len(options.devices):
-            raise UsageError(f"--devices: empty or twice the same: {','.join(options.devices)}")
-        if "gpu" in options.devices:
-            raise UsageError(f"--devices: {NO_GPU}")
-        if "device" in options.overrides or "device" in options.sweep:
-            raise UsageError("--device: not allowed with --devices")
-        if options.jobs > 1:
-            raise UsageError("--jobs: not allowed with --devices, which gives one slot to each device")
+        check_devices(options, swept)
     words = launcher_words(options.launcher, dict.fromkeys(("name", "dir", "device", "slot"), ""))
+    if options.command:
+        words = shlex.split(options.command)
     if not shutil.which(words[0]):
-        raise UsageError(f"launcher not found: {words[0]}; see --launcher")
+        what = "--command" if options.command else "launcher"
+        raise UsageError(f"{what} not found: {words[0]}; see --{what.strip('-')}")
     if "=" in options.base_out_dir:
         raise UsageError(f"--base_out_dir holds '=': {options.base_out_dir}; the trainer's configurator splits on it")
 
 
-def in_words(value: Any) -> Any:
-    """A setting's value for JSON: itself where JSON has it, else as Python writes it."""
-    return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
+def check_devices(options: Options, swept: Sequence[str]) -> None:
+    if options.devices == ["auto"]:
+        options.devices = all_devices()
+    if not all(options.devices) or len(set(options.devices)) < len(options.devices):
+        raise UsageError(f"--devices: empty or twice the same: {','.join(options.devices)}")
+    if "gpu" in options.devices:
+        raise UsageError(f"--devices: {NO_GPU}")
+    if "device" in (*options.overrides, *swept):
+        raise UsageError("--device: not allowed with --devices")
+    if options.jobs > 1:
+        raise UsageError("--jobs: not allowed with --devices, which gives one slot to each device")
+
+
+# ---- a plan, and its results before anything has run
 
 
 def first_results(plan: Sequence[Experiment], folder: str) -> dict[str, Result]:
@@ -3003,27 +6201,63 @@ def first_results(plan: Sequence[Experiment], folder: str) -> dict[str, Result]:
     return results
 
 
+def set_launched_configs(plan: Sequence[Experiment], planner: Planner, folder: str) -> None:
+    """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
+    get the original, or its copy where it has gone."""
+    place = os.path.join(folder, PLAN)
+    names = frozen_names(place, [each.source or each.config for each in plan])
+    script = planner.script
+    is_original_there = functools.lru_cache(maxsize=None)(os.path.exists)
+    for each in plan:
+        origin = each.source or each.config
+        takes_copy = script.strict and not script.uses_file and not planner.read(origin).uses_file
+        is_usable = each.config and not each.problem
+        if is_usable and (takes_copy or not is_original_there(each.config)):
+            each.launched_config = os.path.join(place, names[origin])
+        else:
+            each.launched_config = each.config
+
+
+def freeze_plan(folder: str, plan: Sequence[Experiment], planner: Planner, head: dict[str, Any]) -> PlanFile:
+    """Write plan/ before anything is launched; raises UsageError where that can't be done."""
+    set_launched_configs(plan, planner, folder)
+
+    def source(each: Experiment) -> Optional[bytes]:
+        reading = planner.read(each.source or each.config)
+        return None if each.problem and not reading.source else reading.source
+
+    try:
+        return freeze(folder, plan, source, head)
+    except OSError as error:
+        raise UsageError(f"can't write to the batch: {error.filename or folder}: {error.strerror}") from None
+
+
+# ---- modes
+
+
 def new_batch(options: Options, argv: Sequence[str]) -> int:
-    console = Console(options.quiet)
-    if not options.configs:
+    notes: list[str] = []
+    needs_configs = not options.command or "{config}" in options.command
+    if needs_configs and not options.configs:
         raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
-    script = read_script(options.train_script, options.launcher)
-    planner = Planner(script)
+    planner = read_planner(options, notes)
     check(options, planner)
-    plan = planner.plan(options, expand_configs(options.configs, options.train_script, console.line))
+    configs = expand_configs(options.configs, planner.script, notes.append, planner.read) if options.configs else []
+    plan = planner.plan(options, configs)
+    notes += config_notes(planner, plan)
     if options.dry_run:
         name = datetime.now().strftime("experiment_%Y%m%d_%H%M%S")
-        return dry_run(options, planner, os.path.join(options.base_out_dir, name), plan, {})
+        folder = os.path.join(options.base_out_dir, name)
+        set_launched_configs(plan, planner, folder)
+        return dry_run(options, planner, folder, plan, {}, notes)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the batch is there to take them
-    folder = create_folder(options.base_out_dir)
-    started = now_iso()
-    results = first_results(plan, folder)
+    folder, problem = create_folder(options.base_out_dir)
     head = {
         "timestamp": os.path.basename(folder)[len("experiment_") :],
         "base_out_dir": options.base_out_dir,
         "experiment_dir": folder,
         "state": "running",
-        "start_time": started,
+        "start_time": now_iso(),
         "end_time": None,
         "duration_seconds": 0.0,
         "command": [*program(), *argv],
@@ -3032,12 +6266,52 @@ def new_batch(options: Options, argv: Sequence[str]) -> int:
         "sweep": options.sweep,
         "options": plan_options(options),
         "working_directory": os.getcwd(),
+        "hostname": os.uname().nodename,
         "total_experiments": len(plan),
     }
     lock = hold_batch(folder)
-    batch = Batch(options, planner, folder, plan, results, head)
-    if lock is None:
-        batch.say(NO_LOCKS)
+    notes += [NO_LOCKS] if lock is None else []
+    notes += [problem] if problem else []
+    frozen = freeze_plan(folder, plan, planner, head)
+    names = [each.name for each in plan]
+    return run_batch(options, planner, plan, first_results(plan, folder), head, frozen, names, notes)
+
+
+def read_planner(options: Options, notes: list[str]) -> Planner:
+    check_template(options)
+    if options.train_script == Options().train_script and not options.command:
+        options.train_script = default_script()
+        if options.train_script != Options().train_script:
+            notes.append(f"the training script is {options.train_script}: there is no {Options().train_script}")
+    return Planner(read_trainer(options))
+
+
+def config_notes(planner: Planner, plan: Sequence[Experiment]) -> list[str]:
+    """What is to be said of configs before the start, each text once."""
+    notes = {f"warning: {each.config}: {text}": None for each in plan for text in planner.warnings(each)}
+    return list(notes)
+
+
+def run_batch(
+    options: Options,
+    planner: Planner,
+    plan: Sequence[Experiment],
+    results: dict[str, Result],
+    head: dict[str, Any],
+    frozen: PlanFile,
+    to_run: Sequence[str],
+    notes: Sequence[str],
+) -> int:
+    folder = head["experiment_dir"]
+    console = Console(options.quiet)
+    try:
+        recorder = Recorder(folder, [each.name for each in plan], head, console)
+        write_json(os.path.join(folder, SUMMARY), recorder.summary(results))
+    except OSError as error:
+        raise UsageError(f"can't write to the batch: {error.filename or folder}: {error.strerror}") from None
+    batch = Batch(options, planner, plan, results, recorder, frozen, to_run)
+    for note in notes:
+        recorder.say(note)
     return batch.run()
 
 
@@ -3046,42 +6320,108 @@ def dry_run(
     planner: Planner,
     folder: str,
     plan: Sequence[Experiment],
-    results: dict[str, Result],
+    results: Mapping[str, Result],
     notes: Sequence[str] = (),
 ) -> int:
     """Print what would be run and why, after some notes."""
-    lines = list(notes)
-    slots = itertools.cycle([Slot(n, device) for n, device in enumerate(options.devices or [None] * options.jobs)])
+    lines = [f"# {clean(note)}" for note in notes]
+    slots = itertools.cycle(slots_of(options))
+    runs = 0
     for each in plan:
-        place = os.path.join(folder, each.name)
         result = results.get(each.name, Result())
-        if result.status == "completed":
+        if result.status is Status.COMPLETED:
             lines.append(f"# {each.name}: completed, left alone")
-            continue
-        if each.problem:
+        elif each.problem:
             lines.append(f"# {each.name}: fails, {clean(each.problem)}")
-            continue
-        how, why = take_up(each, place, result.attempts)
-        slot = next(slots)
-        each = planner.experiment(each.name, each.config, with_device(each, slot))
-        if how == "continues":
-            continue_from_checkpoint(each)
-        lines.append(f"# {each.name}: {told(how, why)}")
-        lines.append(shell_line(build_command(options, each, place, slot)))
+        else:
+            lines += dry_lines(options, planner, os.path.join(folder, each.name), each, result, next(slots))
+            runs += 1
+    lines.append(f"# {runs} of {count_of(len(plan), 'experiment')} would run")
     print_whole(lines)
     return 0
 
 
-def stored_words(options: Any) -> list[str]:
-    """The options of a batch's plan as words of a command line, so that they are checked like a user's."""
-    pairs = options.items() if isinstance(options, dict) else ()
-    words = [
-        f"--{key}={','.join(map(str, value)) if isinstance(value, list) else value}"
-        for key, value in pairs
-        if key in PLAN_OPTIONS and key != "trainer_args"
-    ]
-    passed = options.get("trainer_args") if isinstance(options, dict) else None
-    return [*words, "--", *map(str, passed)] if isinstance(passed, list) else words
+def dry_lines(
+    options: Options, planner: Planner, place: str, each: Experiment, result: Result, slot: Slot
+) -> list[str]:
+    up = take_up(each, place, result.attempts, options)
+    made = each
+    if slot.device and not options.command:
+        overrides = {**each.overrides, "device": slot.device}
+        made = planner.experiment(each.name, each.config, overrides, each.point, each.source)
+        made.launched_config = each.launched_config
+    continuing = []
+    if up.how is How.CONTINUES:
+        continuing = continuing_words(options, made, place, slot, up.checkpoint) or []
+    return [f"# {each.name}: {up}", shell_line(build_command(options, made, place, slot, continuing))]
+
+
+# ---- resuming
+
+
+def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
+    if "sweep" in given:
+        raise UsageError("--sweep: not allowed with --resume, which takes the batch's own")
+    folder = batch_to_resume(given)
+    read_batch(folder)  # nothing is written to what is no batch
+    is_dry = bool(given.get("dry_run"))
+    lock = None if is_dry else hold_batch(folder)
+    stored = read_batch(folder, held=False)  # but by this runner
+    options = resumed_options(stored, given, argv)
+    folder = go_where(stored.summary.get("working_directory"), folder)
+    notes = [*stored.notes]
+    planner = read_planner(options, notes)
+    check(options, planner)
+    lines = stored_lines(stored)
+    plan = [plan_again(planner, options, folder, line, stored.results[line.name], notes) for line in lines]
+    if is_dry:
+        set_launched_configs(plan, planner, folder)
+        return dry_run(options, planner, folder, plan, stored.results, notes)
+    if all(each.status is Status.COMPLETED for each in stored.results.values()) and is_closed(stored):
+        nothing = f"{folder}: all {len(stored.results)} experiments are completed, nothing to do"
+        print_whole([] if options.quiet else [*notes, nothing])
+        return 0
+    wait_for_trainings(stored, folder, options)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    head = resumed_head(stored, options, folder, argv, len(plan))
+    frozen = freeze_plan(folder, plan, planner, head)
+    results = resumed_results(stored, plan, folder)
+    to_run = [each.name for each in plan if results[each.name].status is not Status.COMPLETED]
+    notes += [NO_LOCKS] if lock is None else []
+    return run_batch(options, planner, plan, results, head, frozen, to_run, notes)
+
+
+def batch_to_resume(given: Mapping[str, Any]) -> str:
+    """The batch that is named, or the newest one."""
+    named = given["resume"] or newest_batch(given.get("base_out_dir", Options().base_out_dir))
+    folder = os.path.normpath(named)
+    if os.path.islink(folder):  # latest
+        folder = os.path.relpath(os.path.realpath(folder))
+    if not os.path.isdir(folder):
+        raise UsageError(f"no batch there: {folder}")
+    return folder
+
+
+def is_closed(stored: StoredBatch) -> bool:
+    return stored.summary.get("state") == "finished"
+
+
+def resumed_options(stored: StoredBatch, given: Mapping[str, Any], argv: Sequence[str]) -> Options:
+    """The batch's own options, and over them those that are given now."""
+    path = os.path.join(stored.folder, SUMMARY)
+    try:
+        kept = options_from_json(stored.summary.get("options") or {}, path)
+    except ValueError as error:
+        raise UsageError(f"summary is damaged: {error}") from None
+    script = stored.summary.get("train_script")
+    if isinstance(script, str) and script:
+        kept.setdefault("train_script", script)
+    # Slots given now replace those of the plan, in whatever way either were given.
+    if "devices" in given:
+        kept.pop("jobs", None)
+    if "jobs" in given or "device" in given.get("overrides", {}):
+        kept.pop("devices", None)
+    return Options(**{**kept, **given})
 
 
 def go_where(place: Any, folder: str) -> str:
@@ -3094,111 +6434,150 @@ def go_where(place: Any, folder: str) -> str:
     return folder
 
 
+def stored_lines(stored: StoredBatch) -> list[PlannedExperiment]:
+    """The plan as it was frozen; of a batch of version 1.0.0, which froze none, as its results have it."""
+    if stored.plan:
+        return stored.plan.experiments
+    return [
+        PlannedExperiment(name, result.config_path, overrides=override_texts(result.overrides))
+        for name, result in stored.results.items()
+    ]
+
+
 def plan_again(
-    planner: Planner, options: Options, folder: str, result: Result, say: Callable[[str], None]
+    planner: Planner, options: Options, folder: str, line: PlannedExperiment, result: Result, notes: list[str]
 ) -> Experiment:
-    """An experiment of a batch that is continued; the options given now are laid over its own."""
-    name, config, place = result.config_name, result.config_path, os.path.join(folder, result.config_name)
-    overrides = texts(result.overrides)
-    snapshot = os.path.join(place, "config_used.py")
-    known = read_own(place, "experiment_metadata.json").get("config_sha256")
-    if not os.path.exists(config) and os.path.exists(snapshot):
-        config = snapshot
-        say(f"{name}: config {result.config_path} has gone, its copy is used: {snapshot}")
-    if result.status == "completed":
-        if known and config_sha256(config) != known:
-            say(f"{name}: completed, but its config has changed since: {config}")
+    """An experiment of a batch that is continued; overrides given now are laid over its own.
+
+    What was interrupted continues with its frozen config, what failed or never started takes up an edited one."""
+    frozen = frozen_config(folder, line)
+    source = "" if not frozen else choose_source(line, frozen, result, notes)
+    overrides = {**line.overrides, **line.sweep}
+    if result.status is Status.COMPLETED:
         with contextlib.suppress(UsageError):
-            return planner.experiment(name, config, overrides)
-        return Experiment(name, config, overrides)
-    return planner.experiment(name, config, {**overrides, **options.overrides})
+            return planner.experiment(line.name, line.config_path, overrides, line.sweep, source)
+        return Experiment(line.name, line.config_path, overrides, dict(line.sweep), source=source)
+    laid_over = {**overrides, **options.overrides}
+    return planner.experiment(line.name, line.config_path, laid_over, line.sweep, source)
 
 
-def resume_batch(given: Options, argv: Sequence[str]) -> int:
-    if given.sweep:
-        raise UsageError("--sweep: not allowed with --resume, which takes the batch's own")
-    folder = os.path.normpath(given.resume or newest_batch(given.base_out_dir))
-    folder = os.path.relpath(os.path.realpath(folder)) if os.path.islink(folder) else folder  # latest
-    if not os.path.isdir(folder):
-        raise UsageError(f"no batch there: {folder}")
-    read_batch(folder)  # nothing is written to what is no batch
-    lock = given.dry_run or hold_batch(folder)
-    summary, results = read_batch(folder, held=False)  # but by this runner
-    now = {word.partition("=")[0] for word in argv}  # slots given now replace those of the plan, however given
-    replaced = {"jobs"} if "--devices" in now else {"devices"} if now & {"--jobs", "--device"} else set()
-    stored = summary.get("options")
-    words = stored_words({k: v for k, v in stored.items() if k not in replaced} if isinstance(stored, dict) else None)
-    cut = words.index("--") if "--" in words else len(words)
+def frozen_config(folder: str, line: PlannedExperiment) -> str:
+    """The copy of an experiment's config as it was last launched or planned; empty where there is none."""
+    ending = os.path.splitext(line.config_path)[1]
+    places = [os.path.join(folder, PLAN, line.frozen)] if line.frozen else []
+    places.append(os.path.join(folder, line.name, f"config_used{ending}"))
+    return next((path for path in places if os.path.isfile(path)), "")
+
+
+def choose_source(line: PlannedExperiment, frozen: str, result: Result, notes: list[str]) -> str:
+    """The frozen copy of a config, or nothing where the original is to be read."""
     try:
-        parse(words, Options())
-    except UsageError as error:
-        raise UsageError(f"summary is damaged: {os.path.join(folder, SUMMARY)}: {error}") from None
-    options = parse([*words[:cut], *argv, *([] if "--" in argv else words[cut:])], Options())
-    if not any(word.startswith("--train_script") for word in argv):
-        options.train_script = str(summary.get("train_script") or options.train_script)
-    folder = go_where(summary.get("working_directory"), folder)
-    script = read_script(options.train_script, options.launcher)
-    planner = Planner(script)
-    check(options, planner)
-    notes: list[str] = []
-    plan = [plan_again(planner, options, folder, result, notes.append) for result in results.values()]
-    if given.dry_run:
-        return dry_run(options, planner, folder, plan, results, [f"# {clean(note)}" for note in notes])
-    if summary.get("state") == "finished" and all(each.status == "completed" for each in results.values()):
-        Console(given.quiet).lines([*notes, f"{folder}: all {len(results)} experiments are completed, nothing to do"])
-        return 0
-    for each in results.values():
-        alive = each.status != "completed" and outlived(
-            each.config_name, os.path.join(folder, each.config_name), options.grace
-        )
-        if alive:
-            raise UsageError(alive)
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    for name, fresh in first_results(plan, folder).items():
-        keys = ["config_path", "experiment_dir", "log_files", "settings", "max_iters"]
-        keys += [] if results[name].status == "completed" else ["overrides"]
-        for key in keys:
-            setattr(results[name], key, getattr(fresh, key))
-    resumes = summary.get("resumes")
+        with open(frozen, "rb") as file:
+            before = file.read()
+        with open(line.config_path, "rb") as file:
+            now = file.read()
+    except OSError:
+        notes.append(f"{line.name}: config {line.config_path} has gone, its copy is used: {frozen}")
+        return frozen
+    is_same = same_code(before, now) if line.config_path.endswith(".py") else before == now
+    if is_same:
+        return frozen
+    if result.status is Status.COMPLETED:
+        notes.append(f"{line.name}: completed, but its config has changed since: {line.config_path}")
+        return frozen
+    if result.status in (Status.INTERRUPTED, Status.RUNNING):
+        notes.append(f"{line.name}: warning: {line.config_path} was edited; what was interrupted goes on with {frozen}")
+        return frozen
+    notes.append(f"{line.name}: takes up the edited {line.config_path}")
+    return ""
+
+
+def wait_for_trainings(stored: StoredBatch, folder: str, options: Options) -> None:
+    """A training of a dead runner may still be about to end, by the hand of its guardian. Raises UsageError where one
+    lives on."""
+    patience = 3 * min(options.grace, 60.0) + TERM_GAP + GIVE_UP
+    deadline = time.monotonic() + patience
+    for name, result in stored.results.items():
+        if result.status in (Status.COMPLETED, Status.PENDING):
+            continue
+        metadata = read_own(os.path.join(folder, name), METADATA)
+        while is_alive_here(metadata):
+            if time.monotonic() > deadline:
+                pid = metadata["pid"]
+                raise UsageError(f"training {name} outlived its runner as pid {pid}; end it with: kill -KILL -- -{pid}")
+            time.sleep(POLL)  # no event tells of another's child
+
+
+def is_alive_here(metadata: Mapping[str, Any]) -> bool:
+    pid, started = metadata.get("pid"), metadata.get("pid_started")
+    is_pid = isinstance(pid, int) and 1 < pid < 1 << 31
+    if not isinstance(pid, int) or not is_pid or metadata.get("hostname") != os.uname().nodename:
+        return False
+    now = started_at(pid)
+    return now == started if now else bool(Group(pid).members())
+
+
+def resumed_head(stored: StoredBatch, options: Options, folder: str, argv: Sequence[str], total: int) -> dict[str, Any]:
+    head = {key: value for key, value in stored.summary.items() if key not in ("git", "stopped_because")}
+    resumes = head.get("resumes")
     resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
-    head = {key: value for key, value in summary.items() if key != "results"}
     head.update(experiment_dir=folder, state="running", end_time=None, train_script=options.train_script)
-    head.update(options=plan_options(options), working_directory=os.getcwd(), total_experiments=len(plan))
+    head.update(options=plan_options(options), working_directory=os.getcwd(), total_experiments=total)
+    head.update(hostname=os.uname().nodename)
     head.update(resumes=[*(resumes if isinstance(resumes, list) else []), resume])
-    batch = Batch(options, planner, folder, plan, results, head)
-    for note in notes:
-        batch.say(note)
-    if lock is None:
-        batch.say(NO_LOCKS)
-    return batch.run()
+    return head
+
+
+def resumed_results(stored: StoredBatch, plan: Sequence[Experiment], folder: str) -> dict[str, Result]:
+    """The results so far, in the order of the plan."""
+    results = {}
+    for name, fresh in first_results(plan, folder).items():
+        result = results[name] = stored.results[name]
+        keys = ["config_path", "experiment_dir", "log_files", "settings", "max_iters"]
+        keys += [] if result.status is Status.COMPLETED else ["overrides"]
+        for key in keys:
+            setattr(result, key, getattr(fresh, key))
+    return results
+
+
+# ---- looking
 
 
 def show_batch(options: Options) -> int:
     """--status and --report: a batch as its files tell it, whether it runs, is finished or its runner died."""
     folder = options.status or options.report or newest_batch(options.base_out_dir)
-    summary, by_name = read_batch(folder)
-    results = list(by_name.values())
+    stored = read_batch(folder)
+    results = list(stored.results.values())
+    for result in results:
+        result.experiment_dir = os.path.join(folder, result.config_name)  # wherever it is by now
     if options.report is not None:
         try:
-            path = write_report(folder, summary, results, {})
+            path = write_report(folder, [PageSource(folder, stored.summary, results)], {})
         except OSError as error:
             raise UsageError(f"can't write the report: {folder}: {error.strerror}") from None
         print_whole([path])
         return 0
-    left = batch_left(results, slot_count(summary))
+    left = batch_left(results, slot_count(stored.summary))
     if options.json:
-        head = {key: value for key, value in summary.items() if key != "results"}
-        told = {**head, **count_statuses(results), "eta_seconds": left, "experiments": rows_of(results)}
+        told = {**stored.summary, **count_statuses(results), "eta_seconds": left, "experiments": rows_of(results)}
         print_whole([json.dumps(told)])
         return 0
-    counts = ", ".join(f"{count} {key}" for key, count in count_statuses(results).items() if count)
-    took = f"{show_duration(summary_duration(summary))}" + f", ETA {show_duration(left)}" * (left is not None)
-    print_whole([f"{clean(folder)}: {clean(str(summary.get('state')))}, {counts}; {took}", *table(results)])
+    print_whole([*stored.notes, *status_lines(folder, stored.summary, results, left)])
     return 0
 
 
+def status_lines(folder: str, summary: dict[str, Any], results: Sequence[Result], left: Optional[float]) -> list[str]:
+    took = show_duration(summary_duration(summary))
+    eta = "" if left is None else f", ETA {show_duration(left)}"
+    state = clean(str(summary.get("state")))
+    lines = [f"{clean(folder)}: {state}, {show_counts(count_statuses(results))}; {took}{eta}"]
+    if summary.get("stopped_because"):
+        lines.append(f"stopped because: {clean(str(summary['stopped_because']))}")
+    width = terminal_width()
+    return [*lines, *table(results, width), *group_lines(seed_groups(results), width)]
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
-    bytes(4 << 20)  # freed at once: from then on glibc keeps the tees' blocks instead of returning each to the kernel
     warnings.simplefilter("ignore")  # a config with an odd escape is no business of the user's here
     for descriptor in (0, 1, 2):  # started with one closed: no log may take its number
         try:
@@ -3207,25 +6586,28 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        options = parse(words, Options())
-        modes = {name: getattr(options, name) for name in ("resume", "status", "report")}
-        modes["configs"] = options.configs or None
-        given = [f"--{name}" for name, value in modes.items() if value is not None]
-        if len(given) > 1:
-            raise UsageError(f"{given[1]}: not allowed with {given[0]}")
-        if options.json and options.status is None:
-            raise UsageError("--json: only with --status")
-        if options.status is not None or options.report is not None:
-            return show_batch(options)
-        return new_batch(options, words) if options.resume is None else resume_batch(options, words)
+        return run_mode(parse(words), words)
     except UsageError as error:
-        Console(False).write(2, f"error: {clean(str(error))}\n")
+        print_error(str(error))
         return 2
     except BatchHeld as error:
-        Console(False).write(2, f"error: another runner holds this batch: {clean(str(error))}\n")
+        print_error(f"another runner holds this batch: {error}")
         return 75
     except KeyboardInterrupt:
         return 130
+
+
+def run_mode(given: dict[str, Any], words: Sequence[str]) -> int:
+    modes = [f"--{name}" for name in ("resume", "status", "report", "configs") if given.get(name) is not None]
+    if len(modes) > 1:
+        raise UsageError(f"{modes[1]}: not allowed with {modes[0]}")
+    if given.get("json") and "status" not in given:
+        raise UsageError("--json: only with --status")
+    if "--status" in modes or "--report" in modes:
+        return show_batch(Options(**given))
+    if "--resume" in modes:
+        return resume_batch(given, words)
+    return new_batch(Options(**given), words)
 
 
 if __name__ == "__main__":
