@@ -56,7 +56,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Callable, NamedTuple, NoReturn, Optional, Protocol, TypeVar, Union
+from typing import Any, Callable, NoReturn, Optional, Protocol, TypeVar, Union
 
 __version__ = "1.1.0"
 
@@ -129,12 +129,12 @@ class Options:
     retries: int = 0
     max_failures: Optional[int] = None
     grace: float = GRACE
-    stop_signal: str = "TERM"
+    stop_signal: str = "auto"
     resume: Optional[str] = None
     dry_run: bool = False
-    status: Optional[str] = None
+    status: Optional[list[str]] = None  # directories; none given: the newest batch
     json: bool = False
-    report: Optional[str] = None
+    report: Optional[list[str]] = None
     follow: bool = False
     quiet: bool = False
     command: str = ""  # --command: the template, where it is not the contract of configurator.py
@@ -168,7 +168,8 @@ class Slot:
     """Room for one experiment at a time."""
 
     number: int
-    device: Optional[str] = None
+    device: Optional[str] = None  # of --devices
+    gpus: str = ""  # of --gpus: what CUDA_VISIBLE_DEVICES says
 
 
 @dataclass
@@ -1977,6 +1978,7 @@ def drawable(points: Iterable[Point]) -> list[list[Any]]:
 # they tell when they are read back. It must not know of processes and views.
 
 ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
+FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 BATCH_NAME = r"experiment_\d{8}_.*"
 T = TypeVar("T")
@@ -2219,24 +2221,21 @@ def is_held(folder: str) -> bool:
 
 def batches_in(base: str) -> list[str]:
     """The batches below a directory, the newest last: by when they began, which renames and copies don't change."""
-    begun = {LOCK, MASTER_LOG, PLAN}  # all that a runner leaves that died before its first summary
     found = []
     with contextlib.suppress(OSError):
         for each in os.scandir(base):
-            is_batch = each.is_dir() and not each.is_symlink()
-            if is_batch and (holds_plan(each.path) or set(names_in(each.path, r"[^.].*")) - begun):
-                if re.fullmatch(BATCH_NAME, each.name) or looks_like_batch(each.path):
-                    found.append((began_at(each.path), natural(each.name), each.path))
+            if each.is_dir() and not each.is_symlink() and looks_like_batch(each.path):
+                found.append((began_at(each.path), natural(each.name), each.path))
     return [path for _, _, path in sorted(found)]
 
 
-def holds_plan(folder: str) -> bool:
-    return os.path.exists(os.path.join(folder, PLAN, "plan.json"))
-
-
 def looks_like_batch(folder: str) -> bool:
-    """Whether a directory of another name is a batch: one that was renamed."""
-    return holds_plan(folder) or os.path.exists(os.path.join(folder, SUMMARY))
+    """Whether a directory is a batch, whatever its name is by now: not one of a runner that died at its very start."""
+    if os.path.exists(os.path.join(folder, PLAN, "plan.json")) or os.path.exists(os.path.join(folder, SUMMARY)):
+        return True
+    begun = {LOCK, MASTER_LOG, PLAN}
+    is_named = re.fullmatch(BATCH_NAME, os.path.basename(os.path.normpath(folder)))
+    return is_named is not None and bool(set(names_in(folder, r"[^.].*")) - begun)
 
 
 def began_at(folder: str) -> float:
@@ -2460,7 +2459,18 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
             results.setdefault(each.name, Result(config_name=each.name, config_path=each.config_path))
     held = is_held(folder) if held is None else held
     bring_up_to_date(folder, summary, results, held)
+    for result in results.values():
+        relocate(result, os.path.join(folder, result.config_name))
     return StoredBatch(folder, summary, results, plan, notes)
+
+
+def relocate(result: Result, place: str) -> None:
+    """A batch may have been renamed or moved since: its paths are where it is."""
+    if result.final_checkpoint and result.experiment_dir:
+        inside = os.path.relpath(result.final_checkpoint, result.experiment_dir)
+        result.final_checkpoint = os.path.join(place, inside)
+    result.experiment_dir = place
+    result.log_files = {name: os.path.join(place, file) for name, file in LOGS.items()}
 
 
 def read_summary(folder: str) -> tuple[dict[str, Any], Optional[dict[str, Result]]]:
@@ -2598,6 +2608,70 @@ def move_aside(folder: str, attempt: int) -> None:
         while os.path.lexists(place):
             place += "_"
         os.rename(os.path.join(folder, name), place)
+
+
+def kept_path(checkpoint: str, ending: str = "") -> str:
+    """Where the copy of a checkpoint is kept: a name that no pattern of checkpoints matches."""
+    folder, name = os.path.split(checkpoint)
+    return os.path.join(folder, f".kept_{name}{ending}")
+
+
+def needs_copy(checkpoint: str) -> bool:
+    """Before an attempt continues from its only checkpoint: whether a copy of that one is still to be made."""
+    return not any(is_same_file(checkpoint, kept_path(checkpoint, ending)) for ending in ("", ".new"))
+
+
+def is_same_file(one: str, other: str) -> bool:
+    """Whether a copy is of what stands there now: a copy keeps its original's size and time."""
+    look = looks_at([one]).get(one)
+    return look is not None and look == looks_at([other]).get(other)
+
+
+def keep_copy(checkpoint: str) -> None:
+    """Keep a copy of an attempt's only checkpoint beside it; raises OSError.
+
+    A newer copy takes the older one's place only once its original has been written over, for then an attempt has
+    read it, and has gone on from it."""
+    kept, new = kept_path(checkpoint), kept_path(checkpoint, ".new")
+    if os.path.exists(new):
+        remove_tree(kept)
+        os.rename(new, kept)
+    part = kept_path(checkpoint, ".part")
+    remove_tree(part)
+    if os.path.isdir(checkpoint):
+        shutil.copytree(checkpoint, part)
+    elif not reflink(checkpoint, part):
+        if free_bytes(os.path.dirname(checkpoint)) < 3 * os.path.getsize(checkpoint):
+            return
+        shutil.copyfile(checkpoint, part)
+    shutil.copystat(checkpoint, part)
+    os.rename(part, new)
+
+
+def reflink(path: str, copy: str) -> bool:
+    """Have the file system share the bytes of two files; few can."""
+    try:
+        with open(path, "rb") as source, open(copy, "wb") as target:
+            fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
+        return True
+    except OSError:
+        return False
+
+
+def kept_copy(checkpoint: str) -> str:
+    """A copy that can stand in for a checkpoint that can't be read; empty where there is none."""
+    for path in (kept_path(checkpoint), kept_path(checkpoint, ".new")):
+        if os.path.exists(path) and not is_same_file(path, checkpoint):
+            return path
+    return ""
+
+
+def remove_tree(path: str) -> None:
+    if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
 
 
 def past(result: Result) -> dict[str, Any]:
@@ -4718,7 +4792,7 @@ def write_report(
     """Write report.html into a directory, with what the logs hold by now; returns its path. Raises OSError.
 
     At most `limit` bytes of each log are read."""
-    results = [each for source in sources for each in source.results]
+    results = joined_results(sources)
     drawn = sorted(results, key=draw_rank)[:MAX_CURVES]
     for each in drawn:
         if each.attempts:
@@ -4742,6 +4816,48 @@ def write_report(
     return path
 
 
+def joined_results(sources: Sequence[PageSource]) -> list[Result]:
+    """The results of one batch, or of several as one, then with the settings in which these differ."""
+    if len(sources) == 1:
+        return list(sources[0].results)
+    times = Counter(each.config_name for source in sources for each in source.results)
+    joined = []
+    for source in sources:
+        common = source.summary.get("common_settings")
+        below = common if isinstance(common, dict) else {}
+        for each in source.results:
+            name = each.config_name
+            if times[name] > 1:
+                name = f"{os.path.basename(os.path.abspath(source.folder))}/{name}"
+            joined.append(replace(each, config_name=name, settings={**below, **each.settings}))
+    drop_common(joined)
+    return joined
+
+
+def drop_common(results: Sequence[Result]) -> None:
+    """Leave the settings in which results differ."""
+    keys = dict.fromkeys(key for each in results for key in each.settings)
+    values = {key: {repr(each.settings.get(key)) for each in results} for key in keys}
+    for each in results:
+        each.settings = {key: value for key, value in each.settings.items() if len(values[key]) > 1}
+
+
+def shard_notes(summaries: Sequence[dict[str, Any]]) -> list[str]:
+    """What is wrong with shards that are looked at together: some are missing, or are of another plan."""
+    shards = [each["shard"] for each in summaries if isinstance(each.get("shard"), dict)]
+    if not shards:
+        return []
+    notes = []
+    if len({(shard.get("plan_digest"), shard.get("count")) for shard in shards}) > 1:
+        notes.append("the shards are of differing plans")
+    there = {shard.get("index") for shard in shards}
+    count = shards[0].get("count")
+    missing = [str(number) for number in range(1, count + 1) if number not in there] if isinstance(count, int) else []
+    if missing:
+        notes.append(f"of {count} shards these are missing: {', '.join(missing)}")
+    return notes
+
+
 def draw_rank(result: Result) -> tuple[bool, float]:
     """Of many experiments the running ones are drawn, then the best."""
     loss = result.metrics.best_val_loss
@@ -4762,9 +4878,11 @@ def page_files(result: Result, place: str) -> list[tuple[str, str]]:
 def page_head(place: str, sources: Sequence[PageSource]) -> PageHead:
     first = sources[0]
     results = [each for source in sources for each in source.results]
+    notes = shard_notes([source.summary for source in sources]) if len(sources) > 1 else []
     head = PageHead(os.path.basename(os.path.abspath(place)), joint_state(sources), count_statuses(results))
     if len(sources) > 1:
         head.batches = [batch_facts(source, place) for source in sources]
+        head.warnings = notes
         return head
     summary = first.summary
     git, command = summary.get("git"), summary.get("command")
@@ -4807,6 +4925,8 @@ def summary_duration(summary: dict[str, Any]) -> Optional[float]:
 
 def slot_count(summary: dict[str, Any]) -> int:
     options = summary.get("options")
+    if isinstance(summary.get("slots"), int):
+        return int(summary["slots"])
     if not isinstance(options, dict):
         return 1
     devices, jobs = options.get("devices"), options.get("jobs")
@@ -4819,7 +4939,7 @@ def slot_count(summary: dict[str, Any]) -> int:
 
 
 class Scribe(threading.Thread):
-    """Writes the batch's files in the order in which they were asked for, so that a slow disk costs the loop nothing."""
+    """Writes the batch's files, in the order in which it was asked to: a slow disk costs the loop nothing."""
 
     def __init__(self) -> None:
         super().__init__(name="scribe", daemon=True)
@@ -5169,7 +5289,11 @@ def log_paths(folder: str) -> list[str]:
     return [os.path.join(folder, file) for file in LOGS.values()]
 
 
-def slots_of(options: Options) -> list[Slot]:
+def slots_of(options: Options, gpus: Sequence[str] = ()) -> list[Slot]:
+    """`gpus` are those of this machine that may be used, for --gpus."""
+    if options.gpus:
+        groups = [gpus[start : start + options.gpus] for start in range(0, len(gpus) - options.gpus + 1, options.gpus)]
+        return [Slot(number, gpus=",".join(group)) for number, group in enumerate(groups)]
     devices: Sequence[Optional[str]] = options.devices or [None] * options.jobs
     return [Slot(number, device) for number, device in enumerate(devices)]
 
@@ -5178,7 +5302,8 @@ def next_result(before: Result, slot: Slot) -> Result:
     """The result of the attempt that comes next, as far as it is known before it begins."""
     kept = ("config_name", "config_path", "experiment_dir", "overrides", "settings", "max_iters", "log_files")
     result = Result(**{key: getattr(before, key) for key in kept})
-    result.attempts, result.total_seconds, result.device = before.attempts, before.total_seconds, slot.device
+    result.attempts, result.total_seconds = before.attempts, before.total_seconds
+    result.device = slot.device or (f"gpu {slot.gpus}" if slot.gpus else None)
     result.attempt_history = list(before.attempt_history)
     return result
 
@@ -5191,9 +5316,12 @@ def mark_attempt(log: Log, text: str) -> None:
 
 def program() -> list[str]:
     """How this program was called, as far as a user would type it again."""
-    if sys.argv[0].endswith(".py"):
-        return [os.path.basename(sys.executable), sys.argv[0]]
-    return [sys.argv[0]]
+    if not sys.argv[0].endswith(".py"):
+        return [sys.argv[0]]
+    short = os.path.basename(sys.executable)
+    found = shutil.which(short)
+    is_same = found is not None and os.path.realpath(found) == os.path.realpath(sys.executable)
+    return [short if is_same else sys.executable, sys.argv[0]]
 
 
 class Batch:
@@ -5208,6 +5336,7 @@ class Batch:
         recorder: Recorder,
         frozen: PlanFile,
         to_run: Iterable[str],
+        slots: Sequence[Slot],
     ) -> None:
         self.options, self.planner, self.results, self.recorder = options, planner, results, recorder
         self.folder, self.console = recorder.folder, recorder.console
@@ -5215,10 +5344,11 @@ class Batch:
         self.frozen = {each.name: each for each in frozen.experiments}
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in to_run)
-        self.free = slots_of(options)
-        self.slots = len(self.free)
+        self.free = list(slots)
+        self.slots = len(slots)
         self.running: dict[int, Attempt] = {}  # by the number of their launch
         self.launches = 0
+        self.copying = 0  # attempts that wait for the copy of their only checkpoint
         self.retries: Counter[str] = Counter()
         self.failed: set[str] = set()  # in this run
         self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, which could not be read
@@ -5235,15 +5365,17 @@ class Batch:
         self.without_code: dict[str, dict[str, Any]] = {}  # metadata that wait for git's answer, by path
         self.script_source = b""
         self.patterns = compile_metrics(options.metrics)
+        self.threads = 0  # what a training may use of the cores; 0: not said
         self.guardian: Optional[Guardian] = None
         recorder.on_write_error = lambda path, error: self.events.put(lambda: self.on_write_error(path, error))
 
     def run(self) -> int:
         """Run what is waiting; returns the exit code."""
         self.start_helpers()
-        self.say(f"batch {self.folder}: {len(self.waiting)} of {len(self.plan)} experiments to run")
+        self.say(f"batch {self.folder}: {len(self.waiting)} of {count_of(len(self.plan), 'experiment')} to run")
+        self.share_cores()
         try:
-            while self.running or self.may_launch():
+            while self.running or self.copying or self.may_launch():
                 self.fill_slots()
                 self.wait()
                 self.step_all()
@@ -5254,6 +5386,15 @@ class Batch:
                 attempt.process.group.kill()
             if self.guardian:
                 self.guardian.say_goodbye()
+
+    def share_cores(self) -> None:
+        """Trainings that run side by side and each take all cores are slower than one after another."""
+        if self.slots < 2 or self.options.launcher or "OMP_NUM_THREADS" in os.environ:
+            return
+        has_affinity = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        self.threads = max(1, cores // self.slots)
+        self.say(f"each training gets OMP_NUM_THREADS={self.threads}: {count_of(cores, 'core')}, {self.slots} slots")
 
     # ---- signals and other events
 
@@ -5399,7 +5540,7 @@ class Batch:
 
     def wait(self) -> None:
         """Sleep until an event or the next deadline; then take the events that are there."""
-        if not self.running and not self.is_short():
+        if not self.running and not self.copying and not self.is_short():
             return
         processes_now = [attempt.process for attempt in self.running.values()]
         due = min([self.recorder.next_due(), self.draw_due, *(each.next_look() for each in processes_now)])
@@ -5505,15 +5646,58 @@ class Batch:
             if self.is_short() and time.monotonic() < self.retry_at:
                 return
             experiment, slot = self.waiting.popleft(), self.free.pop(0)
-            try:
-                self.check_room()
-                self.launch(experiment, slot)
-                self.short_since, self.pause = None, 1.0
-            except Shortage as shortage:
-                self.waiting.appendleft(experiment)
-                self.free.insert(0, slot)
-                self.wait_for_room(str(shortage))
+            self.try_launch(experiment, slot)
             self.take_events(0.0)
+
+    def try_launch(self, experiment: Experiment, slot: Slot, has_copy: bool = False) -> None:
+        try:
+            self.check_room()
+            checkpoint = "" if has_copy else self.checkpoint_to_copy(experiment)
+            if checkpoint:
+                self.copy_first(checkpoint, experiment, slot)
+            else:
+                self.launch(experiment, slot)
+            self.short_since, self.pause = None, 1.0
+        except Shortage as shortage:
+            self.give_back(experiment, slot)
+            self.wait_for_room(str(shortage))
+
+    def give_back(self, experiment: Experiment, slot: Slot) -> None:
+        self.waiting.appendleft(experiment)
+        self.free.insert(0, slot)
+
+    def checkpoint_to_copy(self, experiment: Experiment) -> str:
+        """The only checkpoint from which an attempt would continue, where no copy of it is kept yet."""
+        folder = os.path.join(self.folder, experiment.name)
+        up = take_up(experiment, folder, self.results[experiment.name].attempts, self.options)
+        is_only = up.how is How.CONTINUES and len(checkpoints(folder, self.options.checkpoints)) == 1
+        return up.checkpoint if is_only and needs_copy(up.checkpoint) else ""
+
+    def copy_first(self, checkpoint: str, experiment: Experiment, slot: Slot) -> None:
+        """Keep a copy of a checkpoint, in a thread, as it may be large; the launch follows. Raises Shortage."""
+
+        def copy() -> None:
+            problem = ""
+            try:
+                keep_copy(checkpoint)
+            except (OSError, shutil.Error) as error:
+                problem = str(error)
+            self.events.put(lambda: self.on_copied(experiment, slot, problem))
+
+        try:
+            threading.Thread(target=copy, name="copy", daemon=True).start()
+        except RuntimeError as error:
+            raise as_shortage(error) from None
+        self.copying += 1
+
+    def on_copied(self, experiment: Experiment, slot: Slot, problem: str) -> None:
+        self.copying -= 1
+        if problem:
+            self.say(f"{experiment.name}: no copy of its only checkpoint is kept: {problem}")
+        if self.stopped_by is None and not self.obstacle:
+            self.try_launch(experiment, slot, has_copy=True)
+        else:
+            self.give_back(experiment, slot)
 
     def check_room(self) -> None:
         """Raises Shortage where the disk has no room for what the trainings may write."""
@@ -5609,13 +5793,15 @@ class Batch:
         self.begin_result(result, before, up)
         continuing = self.words_to_continue(experiment, folder, slot, up)
         command = build_command(self.options, experiment, folder, slot, continuing)
-        metadata = self.metadata(experiment, result, command)
+        metadata = self.metadata(experiment, result, command, self.environment(experiment, result, slot, up))
         undo = Undo(folder, self.own_files(experiment, folder))
         try:
             kept = self.keep_files(experiment, folder, metadata)
             logs = undo.logs = open_logs(folder)
             mark = self.guardian.mark_next() if self.guardian else {}
-            group = launch.start(command, {**os.environ, "PYTHONUNBUFFERED": "1", **mark})
+            group = launch.start(
+                command, {**os.environ, "PYTHONUNBUFFERED": "1", **metadata["environment_set"], **mark}
+            )
         except Exception:
             undo.run()
             raise
@@ -5702,7 +5888,28 @@ class Batch:
         begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
         self.say(f"{attempt.planned.name}: {begins}, pid {group.leader}: {shell_line(command)}")
 
-    def metadata(self, experiment: Experiment, result: Result, command: list[str]) -> dict[str, Any]:
+    def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
+        """What a training gets in its environment, unless the user's has a value of its own."""
+        wanted = {}
+        if self.threads:
+            wanted["OMP_NUM_THREADS"] = str(self.threads)
+        if experiment.settings.get("wandb_log") is True or experiment.settings.get("wandb_enabled") is True:
+            wanted.update(self.wandb_variables(experiment.name, result, up))
+        chosen = {key: value for key, value in wanted.items() if key not in os.environ}
+        return {**chosen, "CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else chosen
+
+    def wandb_variables(self, name: str, result: Result, up: TakeUp) -> dict[str, str]:
+        """A batch is a group, and an attempt that continues goes on with the run of the one before."""
+        kept = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
+        run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.how is How.CONTINUES else None
+        batch = os.path.basename(os.path.abspath(self.folder))
+        origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
+        run_id = run if isinstance(run, str) else sha256(origin.encode())[:16]
+        return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
+
+    def metadata(
+        self, experiment: Experiment, result: Result, command: list[str], environment: dict[str, str]
+    ) -> dict[str, Any]:
         system = os.uname()
         return {
             "config_name": experiment.name,
@@ -5725,7 +5932,8 @@ class Batch:
             "pid": None,
             "pid_started": None,
             "git": self.code.git,
-            "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "cuda_visible_devices": environment.get("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),
+            "environment_set": environment,
         }
 
     # ---- the end of an attempt, and of the batch
@@ -5759,10 +5967,10 @@ class Batch:
             result.return_code, result.cpu_seconds = ended.return_code, ended.cpu_seconds
             result.max_rss_bytes = ended.max_rss_bytes
             result.signal, error = ending(ended.return_code)
-        self.note_checkpoints(attempt)
         self.set_status(attempt)
         if result.status is Status.COMPLETED:
             self.doubt(attempt)
+        self.note_checkpoints(attempt)
         if result.status is not Status.COMPLETED:
             self.explain(attempt, error)
 
@@ -5813,6 +6021,9 @@ class Batch:
     def note_checkpoints(self, attempt: Attempt) -> None:
         found = checkpoints(attempt.folder, self.options.checkpoints)
         attempt.result.final_checkpoint = found[0] if found else None
+        if attempt.result.status is Status.COMPLETED:
+            for name in names_in(attempt.folder, r"\.kept_.*"):
+                remove_tree(os.path.join(attempt.folder, name))
         for path in found[:1]:
             with contextlib.suppress(OSError):
                 self.largest_checkpoint = max(self.largest_checkpoint, os.stat(path).st_size)
@@ -5835,19 +6046,23 @@ class Batch:
         at_once = result.status is Status.FAILED and result.metrics.first_step is None
         try:
             if aside:
-                if at_once and not os.path.exists(aside):
+                if at_once and os.path.exists(aside + ASIDE) and not os.path.exists(aside):
                     os.rename(aside + ASIDE, aside)
                     self.say(f"{name}: failed without {os.path.basename(aside)} as well, which has its name back")
                 return False
             checkpoint = attempt.take_up.checkpoint
             if not (at_once and checkpoint and says_broken_checkpoint(result.stderr_tail)):
                 return False
+            copy = kept_copy(checkpoint)
             os.rename(checkpoint, checkpoint + ASIDE)
+            if copy:
+                os.rename(copy, checkpoint)
         except OSError as error:
             self.warn(result, f"a checkpoint can't be renamed: {error.filename}: {error.strerror}")
             return False
         self.set_aside[name] = checkpoint
-        self.say(f"{name}: {result.error}; set aside: {os.path.basename(checkpoint)}{ASIDE}")
+        instead = "; its kept copy is used" if copy else ""
+        self.say(f"{name}: {result.error}; set aside: {os.path.basename(checkpoint)}{ASIDE}{instead}")
         self.waiting.appendleft(self.plan[name])
         return self.may_launch()
 
@@ -5922,12 +6137,30 @@ class Batch:
         for line in lines:
             self.console.line(line, even_if_quiet=True)
         if not is_all_well:
-            again = f"continue with: {shell_line([*program(), '--resume', self.folder])}"
+            again = f"continue with: {self.line_to_continue()}"
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {again}")
             self.console.line(again, even_if_quiet=True)
         self.console.line(os.path.join(self.folder, REPORT))
         self.recorder.scribe.flush()
         self.console.settle(STUCK)
+
+    def line_to_continue(self) -> str:
+        """A command line that works where the user is, whatever directory the batch works in."""
+        python_or_name, *script = program()
+        is_elsewhere = working_directory() != START_DIRECTORY
+        place = os.path.abspath(self.folder) if is_elsewhere else self.folder
+        script = [os.path.join(START_DIRECTORY, each) if is_elsewhere else each for each in script]
+        return shell_line([python_or_name, *script, "--resume", place])
+
+
+def working_directory() -> str:
+    """Where this process works; it may have been removed."""
+    with contextlib.suppress(OSError):
+        return os.getcwd()
+    return "/"
+
+
+START_DIRECTORY = working_directory()  # the user's; --resume works in the batch's own
 
 
 def open_logs(folder: str) -> dict[str, Log]:
@@ -5966,6 +6199,11 @@ class Sweep(argparse.Action):
 
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
+        lacks_value = re.fullmatch(r"argument --(\S+): expected one argument", message)
+        if lacks_value and not hasattr(Options(), lacks_value[1]):
+            example = USUAL.get(lacks_value[1])
+            wanted = "true or false" if example is False else f"a value: --{lacks_value[1]} VALUE"
+            raise UsageError(f"--{lacks_value[1]} is a setting of the trainer and wants {wanted}")
         raise UsageError(f"{message}; see --help")
 
 
@@ -6003,6 +6241,14 @@ def a_stop_signal(text: str) -> str:
     if word in ("KILL", "STOP") or not is_signal(word):
         raise argparse.ArgumentTypeError(f"not a signal that a trainer can handle: {text!r}")
     return word
+
+
+def a_shard(text: str) -> str:
+    try:
+        parse_shard(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
 
 
 def a_usual_setting(key: str) -> Callable[[str], str]:
@@ -6053,15 +6299,19 @@ def add_what_to_run(parser: Parser) -> None:
     add("--sweep", action=Sweep, metavar="KEY=V1,V2", help="run every config with each of these values; repeatable")
     add("--train_script", metavar="PATH", help="the training script (train_run.py)")
     add("--base_out_dir", metavar="DIR", help="where batches go (experiments)")
-    resumed = "continue this batch, or the newest one: all but what is completed"
+    add("--shard", type=a_shard, metavar="I/N", help="every N-th experiment of the plan, beginning with the I-th")
+    resumed = "continue this batch, or the newest one with anything left to do: all but what is completed"
     add("--resume", nargs="?", const="", metavar="DIR", help=resumed)
+    add("--again", nargs="+", metavar="NAME", help="with --resume: run completed or diverged ones, too (patterns)")
 
 
 def add_what_to_see(parser: Parser) -> None:
     add = parser.add_argument_group("what to see").add_argument
-    add("--status", nargs="?", const="", metavar="DIR", help="the table of this batch, or of the newest one")
+    add("--status", nargs="*", metavar="DIR", help="the table of this batch, of several as one, or of the newest one")
     add("--json", action="store_true", help="with --status: the same as JSON")
-    add("--report", nargs="?", const="", metavar="DIR", help="write the batch's report.html anew and print its path")
+    add("--report", nargs="*", metavar="DIR", help="write report.html of a batch, or of several, and print its path")
+    line = "how losses are printed: a regular expression with groups step, train_loss, val_loss; repeatable"
+    add("--metrics", action="append", metavar="REGEX", help=line)
     add("--follow", action="store_true", help="copy the training's output to the console")
     add("--quiet", action="store_true", help="print nothing when all goes well")
     add("--dry_run", action="store_true", help="print each command and why it would run; create nothing")
@@ -6072,10 +6322,17 @@ def add_how_to_run(parser: Parser) -> None:
     add("--jobs", type=a_count(1), metavar="N", help="experiments at a time (1)")
     each = "one experiment at a time on each of these; auto: all GPUs"
     add("--devices", type=lambda text: text.split(","), metavar="D1,D2", help=each)
+    add("--gpus", type=a_count(1), metavar="N", help="GPUs for each experiment, as many at a time as there is room for")
+    template = "the whole command instead; {config}, {dir}, {name}, {device}, {slot}, {overrides} are filled in"
+    add("--command", metavar="CMD", help=template)
+    besides = "what an attempt that continues gets besides (--init_from=resume); {checkpoint} is filled in"
+    add("--continue_with", metavar="ARGS", help=besides)
+    add("--checkpoints", metavar="GLOB", help=f"their names in an experiment's directory ({Options().checkpoints})")
     before = "stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in"
     add("--launcher", metavar="CMD", help=before)
     add("--timeout", type=a_duration, metavar="TIME", help="end an attempt after this time: 90, 30m, 2h, 1d12h")
     add("--stall", type=a_duration, metavar="TIME", help="end an attempt that has printed nothing for this time")
+    add("--stop_on_nan", action="store_true", help="end an attempt whose loss is no longer finite")
     add("--retries", type=a_count(0), metavar="N", help="take a failed experiment up again, at most N times (0)")
     add("--max_failures", type=a_count(1), metavar="N", help="start no more once N experiments have failed")
     add("--grace", type=a_number_of_seconds, metavar="SECONDS", help=f"from the stop signal to KILL ({GRACE:.0f})")
@@ -6089,13 +6346,15 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
     parser = build_parser()
+    is_free = any(word.partition("=")[0] == "--command" for word in words)
     joined: list[str] = []
     for word in words[:end]:
         if word.startswith("--"):
-            add_setting(parser, word, is_free="--command" in words)
+            add_setting(parser, word, is_free)
         # A negative value, which argparse would take for an option.
         is_value = re.match(r"-[\d.]", word) and joined and joined[-1].startswith("--")
-        if is_value:
+        takes_words = joined and joined[-1] in ("--command", "--continue_with", "--launcher", "--metrics")
+        if is_value or (takes_words and word.startswith("-")):
             joined[-1] += f"={word}"
         else:
             joined.append(word)
@@ -6114,25 +6373,25 @@ def add_setting(parser: Parser, word: str, is_free: bool) -> None:
         return
     key = option[2:]
     if not key.isidentifier() and not is_free:
-        names = [item.name for item in fields(Options)]
+        names = [*(item.name for item in fields(Options)), *USUAL]
         raise UsageError(f"not an option, and no setting's name: {option}{suggestion(key, names)}")
     parser.add_argument(option, action=Override, help=argparse.SUPPRESS)
 
 
 def all_devices() -> list[str]:
     """What --devices auto stands for: the GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES leaves."""
-    number = len(all_gpus())
+    number = len(all_gpus("--devices auto"))
     if not number:
         raise UsageError("--devices auto: no GPU found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu")
     return [f"cuda:{index}" for index in range(number)]
 
 
-def all_gpus() -> list[str]:
+def all_gpus(option: str) -> list[str]:
     """The GPUs of this machine, or those of them that CUDA_VISIBLE_DEVICES leaves, by what it calls them."""
     try:
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"--devices auto: nvidia-smi can't be asked: {error}; name the devices") from None
+        raise UsageError(f"{option}: nvidia-smi can't be asked: {error}; name the --devices") from None
     number = len(re.findall(r"(?m)^GPU \d+:", listed))
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is None:
@@ -6157,6 +6416,10 @@ def check(options: Options, planner: Planner) -> None:
             raise UsageError(f"--{key}: not allowed with --sweep {key}")
     if options.devices:
         check_devices(options, swept)
+    if options.gpus and (options.devices or options.jobs > 1):
+        raise UsageError("--gpus: not allowed with --devices or --jobs; as many run at a time as there are GPUs for")
+    if options.gpus and "device" in (*options.overrides, *swept):
+        raise UsageError("--gpus: not allowed with --device; each training sees its own GPUs only")
     words = launcher_words(options.launcher, dict.fromkeys(("name", "dir", "device", "slot"), ""))
     if options.command:
         words = shlex.split(options.command)
@@ -6167,11 +6430,29 @@ def check(options: Options, planner: Planner) -> None:
         raise UsageError(f"--base_out_dir holds '=': {options.base_out_dir}; the trainer's configurator splits on it")
 
 
+def check_own_options(given: Mapping[str, Any], planner: Planner) -> None:
+    """An option of the runner's that is a setting of the trainer's, too: nobody could tell which is meant."""
+    modes = ("resume", "status", "report", "configs", "sweep", "overrides", "trainer_args")
+    for key in given:
+        if key in planner.script.settings and key not in modes:
+            told = f"is an option of the runner and a setting of {planner.script.path}"
+            raise UsageError(f"--{key} {told}; the trainer's is reached behind a bare --: -- --{key}=VALUE")
+
+
+def find_slots(options: Options) -> list[Slot]:
+    """Raises UsageError where there are too few GPUs for --gpus."""
+    gpus = all_gpus("--gpus") if options.gpus else []
+    slots = slots_of(options, gpus)
+    if not slots:
+        raise UsageError(f"--gpus {options.gpus}: only {count_of(len(gpus), 'GPU')} found")
+    return slots
+
+
 def check_devices(options: Options, swept: Sequence[str]) -> None:
     if options.devices == ["auto"]:
         options.devices = all_devices()
-    if not all(options.devices) or len(set(options.devices)) < len(options.devices):
-        raise UsageError(f"--devices: empty or twice the same: {','.join(options.devices)}")
+    if not all(options.devices):
+        raise UsageError(f"--devices: an empty one: {','.join(options.devices)}")
     if "gpu" in options.devices:
         raise UsageError(f"--devices: {NO_GPU}")
     if "device" in (*options.overrides, *swept):
@@ -6199,6 +6480,16 @@ def first_results(plan: Sequence[Experiment], folder: str) -> dict[str, Result]:
             max_iters=iterations if isinstance(iterations, int) else None,
         )
     return results
+
+
+def common_settings(plan: Sequence[Experiment]) -> dict[str, Any]:
+    """The settings that all experiments share, by which one batch is told from another."""
+    own = {*differing(plan), "out_dir", "wandb_run_name"}
+    return {key: in_words(value) for key, value in plan[0].settings.items() if key not in own} if plan else {}
+
+
+def python_facts() -> dict[str, str]:
+    return {"python_executable": sys.executable, "python_version": sys.version.split()[0]}
 
 
 def set_launched_configs(plan: Sequence[Experiment], planner: Planner, folder: str) -> None:
@@ -6235,21 +6526,29 @@ def freeze_plan(folder: str, plan: Sequence[Experiment], planner: Planner, head:
 # ---- modes
 
 
-def new_batch(options: Options, argv: Sequence[str]) -> int:
+def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
+    options = Options(**given)
     notes: list[str] = []
+    if options.again:
+        raise UsageError("--again: only with --resume")
     needs_configs = not options.command or "{config}" in options.command
     if needs_configs and not options.configs:
         raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
     planner = read_planner(options, notes)
+    check_own_options(given, planner)
     check(options, planner)
+    slots = find_slots(options)
     configs = expand_configs(options.configs, planner.script, notes.append, planner.read) if options.configs else []
-    plan = planner.plan(options, configs)
+    whole = planner.plan(options, configs)
+    plan = shard(whole, options.shard) if options.shard else whole
+    if not plan:
+        raise UsageError(f"--shard {options.shard}: no experiment is left of {len(whole)}")
     notes += config_notes(planner, plan)
     if options.dry_run:
         name = datetime.now().strftime("experiment_%Y%m%d_%H%M%S")
         folder = os.path.join(options.base_out_dir, name)
         set_launched_configs(plan, planner, folder)
-        return dry_run(options, planner, folder, plan, {}, notes)
+        return dry_run(options, planner, folder, plan, {}, notes, slots)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the batch is there to take them
     folder, problem = create_folder(options.base_out_dir)
     head = {
@@ -6268,13 +6567,18 @@ def new_batch(options: Options, argv: Sequence[str]) -> int:
         "working_directory": os.getcwd(),
         "hostname": os.uname().nodename,
         "total_experiments": len(plan),
+        "slots": len(slots),
+        **python_facts(),
     }
+    if options.shard:
+        index, count = parse_shard(options.shard)
+        head["shard"] = {"index": index, "count": count, "plan_digest": plan_digest(whole)}
     lock = hold_batch(folder)
     notes += [NO_LOCKS] if lock is None else []
     notes += [problem] if problem else []
     frozen = freeze_plan(folder, plan, planner, head)
     names = [each.name for each in plan]
-    return run_batch(options, planner, plan, first_results(plan, folder), head, frozen, names, notes)
+    return run_batch(options, planner, plan, first_results(plan, folder), head, frozen, names, slots, notes)
 
 
 def read_planner(options: Options, notes: list[str]) -> Planner:
@@ -6300,16 +6604,18 @@ def run_batch(
     head: dict[str, Any],
     frozen: PlanFile,
     to_run: Sequence[str],
+    slots: Sequence[Slot],
     notes: Sequence[str],
 ) -> int:
     folder = head["experiment_dir"]
+    head["common_settings"] = common_settings(plan)
     console = Console(options.quiet)
     try:
         recorder = Recorder(folder, [each.name for each in plan], head, console)
         write_json(os.path.join(folder, SUMMARY), recorder.summary(results))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or folder}: {error.strerror}") from None
-    batch = Batch(options, planner, plan, results, recorder, frozen, to_run)
+    batch = Batch(options, planner, plan, results, recorder, frozen, to_run, slots)
     for note in notes:
         recorder.say(note)
     return batch.run()
@@ -6321,20 +6627,22 @@ def dry_run(
     folder: str,
     plan: Sequence[Experiment],
     results: Mapping[str, Result],
-    notes: Sequence[str] = (),
+    notes: Sequence[str],
+    slots: Sequence[Slot],
+    to_run: Optional[Collection[str]] = None,
 ) -> int:
     """Print what would be run and why, after some notes."""
     lines = [f"# {clean(note)}" for note in notes]
-    slots = itertools.cycle(slots_of(options))
+    free = itertools.cycle(slots)
     runs = 0
     for each in plan:
         result = results.get(each.name, Result())
-        if result.status is Status.COMPLETED:
-            lines.append(f"# {each.name}: completed, left alone")
+        if to_run is not None and each.name not in to_run:
+            lines.append(f"# {each.name}: {'diverged' if result.diverged else 'completed'}, left alone")
         elif each.problem:
             lines.append(f"# {each.name}: fails, {clean(each.problem)}")
         else:
-            lines += dry_lines(options, planner, os.path.join(folder, each.name), each, result, next(slots))
+            lines += dry_lines(options, planner, os.path.join(folder, each.name), each, result, next(free))
             runs += 1
     lines.append(f"# {runs} of {count_of(len(plan), 'experiment')} would run")
     print_whole(lines)
@@ -6362,38 +6670,53 @@ def dry_lines(
 def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     if "sweep" in given:
         raise UsageError("--sweep: not allowed with --resume, which takes the batch's own")
-    folder = batch_to_resume(given)
+    notes: list[str] = []
+    folder = batch_to_resume(given, notes)
+    if not folder:
+        print_whole([] if given.get("quiet") else notes)
+        return 0
     read_batch(folder)  # nothing is written to what is no batch
     is_dry = bool(given.get("dry_run"))
     lock = None if is_dry else hold_batch(folder)
     stored = read_batch(folder, held=False)  # but by this runner
     options = resumed_options(stored, given, argv)
     folder = go_where(stored.summary.get("working_directory"), folder)
-    notes = [*stored.notes]
+    notes += [*stored.notes, *changes_of_place(stored, given)]
     planner = read_planner(options, notes)
+    check_own_options(given, planner)
     check(options, planner)
+    slots = find_slots(options)
+    to_run = names_to_run(stored, options, notes)
     lines = stored_lines(stored)
-    plan = [plan_again(planner, options, folder, line, stored.results[line.name], notes) for line in lines]
+    plan = [
+        plan_again(planner, options, folder, line, stored.results[line.name], line.name in to_run, notes)
+        for line in lines
+    ]
     if is_dry:
         set_launched_configs(plan, planner, folder)
-        return dry_run(options, planner, folder, plan, stored.results, notes)
-    if all(each.status is Status.COMPLETED for each in stored.results.values()) and is_closed(stored):
-        nothing = f"{folder}: all {len(stored.results)} experiments are completed, nothing to do"
+        return dry_run(options, planner, folder, plan, stored.results, notes, slots, to_run)
+    if not to_run and stored.summary.get("state") == "finished":
+        nothing = f"{folder}: nothing to do, {show_counts(count_statuses(stored.results.values()))}"
         print_whole([] if options.quiet else [*notes, nothing])
         return 0
     wait_for_trainings(stored, folder, options)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     head = resumed_head(stored, options, folder, argv, len(plan))
     frozen = freeze_plan(folder, plan, planner, head)
-    results = resumed_results(stored, plan, folder)
-    to_run = [each.name for each in plan if results[each.name].status is not Status.COMPLETED]
+    head["slots"] = len(slots)
+    results = resumed_results(stored, plan, folder, to_run)
     notes += [NO_LOCKS] if lock is None else []
-    return run_batch(options, planner, plan, results, head, frozen, to_run, notes)
+    return run_batch(options, planner, plan, results, head, frozen, to_run, slots, notes)
 
 
-def batch_to_resume(given: Mapping[str, Any]) -> str:
-    """The batch that is named, or the newest one."""
-    named = given["resume"] or newest_batch(given.get("base_out_dir", Options().base_out_dir))
+def batch_to_resume(given: Mapping[str, Any], notes: list[str]) -> str:
+    """The batch that is named, or the newest one with anything left to do; empty where there is none."""
+    base = given.get("base_out_dir", Options().base_out_dir)
+    named = str(given["resume"])
+    if not named:
+        named = newest_batch(base) if given.get("again") else newest_unfinished(base, notes)
+    if not named:
+        return ""
     folder = os.path.normpath(named)
     if os.path.islink(folder):  # latest
         folder = os.path.relpath(os.path.realpath(folder))
@@ -6402,8 +6725,53 @@ def batch_to_resume(given: Mapping[str, Any]) -> str:
     return folder
 
 
-def is_closed(stored: StoredBatch) -> bool:
-    return stored.summary.get("state") == "finished"
+def newest_unfinished(base: str, notes: list[str]) -> str:
+    """The newest batch with anything left to do; empty where there is none. Raises UsageError without any batch."""
+    newest_batch(base)
+    for folder in reversed(batches_in(base)):
+        try:
+            stored = read_batch(folder)
+        except UsageError as error:
+            notes.append(f"left out: {folder}: {error}")
+            continue
+        if any(is_left(result) for result in stored.results.values()) or stored.summary.get("state") != "finished":
+            notes.append(f"resuming {folder}: the newest batch with anything left to do")
+            return folder
+    notes.append(f"nothing is left to do in any batch of {base}")
+    return ""
+
+
+def is_left(result: Result) -> bool:
+    return result.status is not Status.COMPLETED and not result.diverged
+
+
+def names_to_run(stored: StoredBatch, options: Options, notes: list[str]) -> list[str]:
+    """What is run: all that is not completed, and what --again names. What has diverged would diverge again, unless
+    something is overridden now."""
+    named = {name for name in stored.results for pattern in options.again if fnmatch.fnmatchcase(name, pattern)}
+    if options.again and not named:
+        raise UsageError(f"--again: no experiment of this name: {' '.join(options.again)}; see --status")
+    chosen = []
+    for name, result in stored.results.items():
+        is_new_try = result.diverged and bool(options.overrides)
+        if name in named or is_left(result) or is_new_try:
+            chosen.append(name)
+        elif result.diverged:
+            notes.append(f"{name}: diverged, left alone; override a setting, or name it with --again")
+    return chosen
+
+
+def changes_of_place(stored: StoredBatch, given: Mapping[str, Any]) -> list[str]:
+    """What is not as it was when the batch was run last."""
+    now = {"hostname": os.uname().nodename, **python_facts()}
+    if "train_script" in given:
+        now["train_script"] = given["train_script"]
+    notes = []
+    for key, value in now.items():
+        before = stored.summary.get(key)
+        if isinstance(before, str) and before != value:
+            notes.append(f"warning: {key.replace('_', ' ')} is {value}, the batch had {before}")
+    return notes
 
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any], argv: Sequence[str]) -> Options:
@@ -6445,7 +6813,13 @@ def stored_lines(stored: StoredBatch) -> list[PlannedExperiment]:
 
 
 def plan_again(
-    planner: Planner, options: Options, folder: str, line: PlannedExperiment, result: Result, notes: list[str]
+    planner: Planner,
+    options: Options,
+    folder: str,
+    line: PlannedExperiment,
+    result: Result,
+    is_to_run: bool,
+    notes: list[str],
 ) -> Experiment:
     """An experiment of a batch that is continued; overrides given now are laid over its own.
 
@@ -6453,11 +6827,13 @@ def plan_again(
     frozen = frozen_config(folder, line)
     source = "" if not frozen else choose_source(line, frozen, result, notes)
     overrides = {**line.overrides, **line.sweep}
-    if result.status is Status.COMPLETED:
+    laid_over = {**overrides, **options.overrides}
+    if not is_to_run:
+        if laid_over != overrides and result.status is Status.COMPLETED:
+            notes.append(f"{line.name}: completed, left alone by what is overridden now; see --again")
         with contextlib.suppress(UsageError):
             return planner.experiment(line.name, line.config_path, overrides, line.sweep, source)
         return Experiment(line.name, line.config_path, overrides, dict(line.sweep), source=source)
-    laid_over = {**overrides, **options.overrides}
     return planner.experiment(line.name, line.config_path, laid_over, line.sweep, source)
 
 
@@ -6499,7 +6875,7 @@ def wait_for_trainings(stored: StoredBatch, folder: str, options: Options) -> No
     deadline = time.monotonic() + patience
     for name, result in stored.results.items():
         if result.status in (Status.COMPLETED, Status.PENDING):
-            continue
+            continue  # neither has a training
         metadata = read_own(os.path.join(folder, name), METADATA)
         while is_alive_here(metadata):
             if time.monotonic() > deadline:
@@ -6523,18 +6899,20 @@ def resumed_head(stored: StoredBatch, options: Options, folder: str, argv: Seque
     resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
     head.update(experiment_dir=folder, state="running", end_time=None, train_script=options.train_script)
     head.update(options=plan_options(options), working_directory=os.getcwd(), total_experiments=total)
-    head.update(hostname=os.uname().nodename)
+    head.update(hostname=os.uname().nodename, **python_facts())
     head.update(resumes=[*(resumes if isinstance(resumes, list) else []), resume])
     return head
 
 
-def resumed_results(stored: StoredBatch, plan: Sequence[Experiment], folder: str) -> dict[str, Result]:
+def resumed_results(
+    stored: StoredBatch, plan: Sequence[Experiment], folder: str, to_run: Collection[str]
+) -> dict[str, Result]:
     """The results so far, in the order of the plan."""
     results = {}
     for name, fresh in first_results(plan, folder).items():
         result = results[name] = stored.results[name]
         keys = ["config_path", "experiment_dir", "log_files", "settings", "max_iters"]
-        keys += [] if result.status is Status.COMPLETED else ["overrides"]
+        keys += ["overrides"] if name in to_run else []
         for key in keys:
             setattr(result, key, getattr(fresh, key))
     return results
@@ -6543,38 +6921,85 @@ def resumed_results(stored: StoredBatch, plan: Sequence[Experiment], folder: str
 # ---- looking
 
 
-def show_batch(options: Options) -> int:
-    """--status and --report: a batch as its files tell it, whether it runs, is finished or its runner died."""
-    folder = options.status or options.report or newest_batch(options.base_out_dir)
-    stored = read_batch(folder)
-    results = list(stored.results.values())
-    for result in results:
-        result.experiment_dir = os.path.join(folder, result.config_name)  # wherever it is by now
+def show_batches(options: Options) -> int:
+    """--status and --report: batches as their files tell them, whether they run, are finished or their runner died."""
+    patterns = options.status if options.status is not None else options.report
+    folders = batches_named(patterns or [newest_batch(options.base_out_dir)])
+    stored = [read_batch(folder) for folder in folders]
+    sources = [PageSource(each.folder, each.summary, list(each.results.values())) for each in stored]
+    for source in sources:
+        for result in source.results:
+            add_last_line(result)
     if options.report is not None:
+        place = folders[0] if len(folders) == 1 else os.path.commonpath(list(map(os.path.abspath, folders)))
         try:
-            path = write_report(folder, [PageSource(folder, stored.summary, results)], {})
+            path = write_report(os.path.relpath(place) if len(folders) > 1 else place, sources, {})
         except OSError as error:
-            raise UsageError(f"can't write the report: {folder}: {error.strerror}") from None
+            raise UsageError(f"can't write the report: {place}: {error.strerror}") from None
         print_whole([path])
-        return 0
-    left = batch_left(results, slot_count(stored.summary))
-    if options.json:
-        told = {**stored.summary, **count_statuses(results), "eta_seconds": left, "experiments": rows_of(results)}
-        print_whole([json.dumps(told)])
-        return 0
-    print_whole([*stored.notes, *status_lines(folder, stored.summary, results, left)])
+    elif options.json:
+        print_whole([json.dumps(status_json(sources))])
+    else:
+        notes = [note for each in stored for note in each.notes]
+        print_whole([*notes, *status_lines(sources)])
     return 0
 
 
-def status_lines(folder: str, summary: dict[str, Any], results: Sequence[Result], left: Optional[float]) -> list[str]:
+def batches_named(patterns: Sequence[str]) -> list[str]:
+    """The batches that directories and quoted patterns name; of a directory of batches the newest one."""
+    folders: dict[str, None] = {}
+    for pattern in patterns:
+        matches = sorted(glob.glob(pattern), key=natural) if not os.path.isdir(pattern) else [pattern]
+        if not matches:
+            raise UsageError(f"no batch there: {pattern}")
+        for path in matches:
+            is_batch = looks_like_batch(path) or not batches_in(path)
+            folders[path if is_batch else newest_batch(path)] = None
+    return list(folders)
+
+
+def add_last_line(result: Result) -> None:
+    """Of a running trainer that prints no step its last line is what there is to show."""
+    if result.status is Status.RUNNING and result.metrics.step is None:
+        reader = LineReader()
+        reader.read(read_tail(os.path.join(result.experiment_dir, LOGS["stdout"]), 4096).replace(b"\r", b"\n"))
+        result.last_line = reader.last_line()
+
+
+def status_json(sources: Sequence[PageSource]) -> dict[str, Any]:
+    """What --json prints: of one batch its summary, of several the list of them, and a row for each experiment."""
+    results = joined_results(sources)
+    told: dict[str, Any] = {}
+    if len(sources) == 1:
+        told.update(sources[0].summary)
+        told["eta_seconds"] = batch_left(results, slot_count(sources[0].summary))
+    else:
+        summaries = [source.summary for source in sources]
+        told.update(state=joint_state(sources), batches=summaries, notes=shard_notes(summaries))
+    groups = [vars(group) for group in seed_groups(results)]
+    return {**told, **count_statuses(results), "experiments": rows_of(results), "groups": groups}
+
+
+def status_lines(sources: Sequence[PageSource]) -> list[str]:
+    lines = []
+    for source in sources:
+        lines += batch_lines(source)
+    if len(sources) > 1:
+        lines += shard_notes([source.summary for source in sources])
+    results, width = joined_results(sources), terminal_width()
+    return [*lines, *table(results, width), *group_lines(seed_groups(results), width)]
+
+
+def batch_lines(source: PageSource) -> list[str]:
+    summary, results = source.summary, source.results
+    left = batch_left(results, slot_count(summary))
     took = show_duration(summary_duration(summary))
     eta = "" if left is None else f", ETA {show_duration(left)}"
     state = clean(str(summary.get("state")))
-    lines = [f"{clean(folder)}: {state}, {show_counts(count_statuses(results))}; {took}{eta}"]
+    lines = [f"{clean(source.folder)}: {state}, {show_counts(count_statuses(results))}; {took}{eta}"]
     if summary.get("stopped_because"):
         lines.append(f"stopped because: {clean(str(summary['stopped_because']))}")
-    width = terminal_width()
-    return [*lines, *table(results, width), *group_lines(seed_groups(results), width)]
+    return lines
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -6598,16 +7023,16 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def run_mode(given: dict[str, Any], words: Sequence[str]) -> int:
-    modes = [f"--{name}" for name in ("resume", "status", "report", "configs") if given.get(name) is not None]
+    modes = [f"--{name}" for name in ("resume", "status", "report", "configs") if name in given]
     if len(modes) > 1:
         raise UsageError(f"{modes[1]}: not allowed with {modes[0]}")
     if given.get("json") and "status" not in given:
         raise UsageError("--json: only with --status")
     if "--status" in modes or "--report" in modes:
-        return show_batch(Options(**given))
+        return show_batches(Options(**given))
     if "--resume" in modes:
         return resume_batch(given, words)
-    return new_batch(Options(**given), words)
+    return new_batch(given, words)
 
 
 if __name__ == "__main__":
