@@ -43,7 +43,6 @@ import shlex
 import shutil
 import signal
 import stat
-import statistics
 import struct
 import subprocess
 import sys
@@ -2807,11 +2806,11 @@ class Group:
         return [each.pid for each in known if each.group == self.leader and each.state not in "ZX"]
 
     def signal(self, number: int) -> None:
-        self.remember_strays()  # while their parents live: later nothing tells whose they are
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.leader, number)
 
     def remember_strays(self) -> None:
+        """Find them while their parents live: later nothing tells whose they are."""
         family = {self.leader}
         known = processes()
         for _ in known:  # so many generations at the most
@@ -2824,6 +2823,7 @@ class Group:
 
     def kill(self) -> None:
         """KILL the group and the strays (torchrun's workers have sessions of their own)."""
+        self.remember_strays()
         self.signal(signal.SIGKILL)
         for pid, started in self.strays.items():
             if started_at(pid) == started:
@@ -2874,7 +2874,7 @@ class Ending:
         self.group, self.rules = group, rules
         self.sent: list[int] = []  # the signals so far
         self.sent_at = -math.inf
-        self.hurried = self.given_up = self.has_waited = False
+        self.hurried = self.given_up = self.has_waited = self.has_looked_round = False
         self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
         self.looked_at = now
         self.look = self.checkpoints_now()
@@ -2884,6 +2884,9 @@ class Ending:
 
     def step(self, now: float) -> str:
         """Do what is due; returns what there is to say of it."""
+        if self.sent and not self.has_looked_round:
+            self.has_looked_round = True  # not before the signal: of many trainings each is to get its own at once
+            self.group.remember_strays()
         if now < self.deadline or self.given_up:
             return ""
         if signal.SIGKILL in self.sent:
@@ -3271,7 +3274,8 @@ class Process:
         self.ending: Optional[Ending] = None  # once it has been asked to end
         self.reason = ""  # why it was
         self.ended_at = now
-        self.is_stuck = False  # KILL did not end it
+        self.is_stuck = False  # KILL did not end it, or a disk holds its output: what it was given is not given back
+        self.is_unkillable = False
         self.kill_left = False  # what lingers has been killed
         self.is_hurried = False
         self.failed_logs: dict[str, str] = {}  # log -> what went wrong first
@@ -3428,20 +3432,21 @@ class Process:
         if now >= self.deadline:
             for name in sorted(self.open):
                 self.on_log_failure(LOGS[name], "the disk did not take all of it in time")
+            self.is_stuck = bool(self.open)
             self.open.clear()
         if not self.open:
             self.enter(Phase.OVER, math.inf)
 
     def give_up(self, left: Sequence[int]) -> None:
         """Stuck in a dead GPU or file system: KILL ends it some day, or never; the batch goes on."""
-        self.is_stuck = True
+        self.is_stuck = self.is_unkillable = True
         self.reason = f"can't be killed: pid {', '.join(map(str, left))}"
         self.drain_streams()
         self.enter(Phase.OVER, math.inf)
 
     def close(self) -> None:
         """Give back what is left of it; a thread that hangs in a write still has the pipe in its hands."""
-        if not self.is_stuck and not self.failed_logs:
+        if not self.is_stuck:
             os.close(self.wake.pop())
 
     def next_look(self) -> float:
@@ -3920,7 +3925,9 @@ def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[floa
     known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
     if len(known) < 2:
         return None, None
-    return statistics.fmean(known), statistics.stdev(known)
+    mean = math.fsum(known) / len(known)
+    variance = math.fsum((loss - mean) ** 2 for loss in known) / (len(known) - 1)
+    return mean, math.sqrt(variance)
 
 
 def group_lines(groups: Sequence[SeedGroup], width: int = NO_LIMIT) -> list[str]:
@@ -5265,9 +5272,11 @@ class Undo:
         self.new_logs = [path for path in log_paths(folder) if not os.path.exists(path)]
         self.logs: dict[str, Log] = {}
 
-    def run(self) -> None:
+    def run(self, is_shortage: bool) -> None:
         for log in self.logs.values():
             log.close()
+        if not is_shortage:
+            return  # what was tried, and failed for good, is to be seen
         for path, data in self.before.items():
             with contextlib.suppress(OSError):
                 if data is None:
@@ -5363,7 +5372,7 @@ class Batch:
         self.code, self.answers = CodeState(None), 0
         self.watch = CodeWatch(options.train_script, lambda state: self.events.put(lambda: self.on_code(state)))
         self.without_code: dict[str, dict[str, Any]] = {}  # metadata that wait for git's answer, by path
-        self.script_source = b""
+        self.script_lines = lines_like_metrics(read_or_none(options.train_script) or b"")
         self.patterns = compile_metrics(options.metrics)
         self.threads = 0  # what a training may use of the cores; 0: not said
         self.guardian: Optional[Guardian] = None
@@ -5375,17 +5384,20 @@ class Batch:
         self.say(f"batch {self.folder}: {len(self.waiting)} of {count_of(len(self.plan), 'experiment')} to run")
         self.share_cores()
         try:
-            while self.running or self.copying or self.may_launch():
-                self.fill_slots()
-                self.wait()
+            while self.running or self.may_launch() or (self.copying and self.stopped_by is None):
+                if self.fill_slot():
+                    self.take_events(0.0)  # a stop is not kept waiting by many launches
+                else:
+                    self.wait()
                 self.step_all()
                 self.refresh_views()
             return self.end()
         finally:  # whatever this program's own mistake is, no training outlives it
-            for attempt in self.running.values():
-                attempt.process.group.kill()
-            if self.guardian:
-                self.guardian.say_goodbye()
+            if self.guardian and not self.running:
+                self.guardian.say_goodbye()  # else it ends them, once this process is gone
+            elif not self.guardian:
+                for attempt in self.running.values():
+                    attempt.process.group.kill()
 
     def share_cores(self) -> None:
         """Trainings that run side by side and each take all cores are slower than one after another."""
@@ -5413,7 +5425,9 @@ class Batch:
         self.watch.ask()
 
     def stop_rules(self, folder: str) -> StopRules:
-        launcher = tuple(self.options.launcher.split())
+        launcher = tuple(shlex.split(self.options.launcher or self.options.command))
+        if self.options.command and os.path.basename(launcher[0]).startswith("python"):
+            launcher = ()
         place = os.path.abspath(folder) if folder else ""
         return StopRules(self.options.stop_signal, self.options.grace, launcher, place, self.options.checkpoints)
 
@@ -5641,13 +5655,13 @@ class Batch:
     def is_short(self) -> bool:
         return self.short_since is not None and self.may_launch()
 
-    def fill_slots(self) -> None:
-        while self.free and self.may_launch():
-            if self.is_short() and time.monotonic() < self.retry_at:
-                return
-            experiment, slot = self.waiting.popleft(), self.free.pop(0)
-            self.try_launch(experiment, slot)
-            self.take_events(0.0)
+    def fill_slot(self) -> bool:
+        """Launch what is next in the plan, if there is room; returns whether it was tried."""
+        is_too_soon = self.is_short() and time.monotonic() < self.retry_at
+        if not self.free or not self.may_launch() or is_too_soon:
+            return False
+        self.try_launch(self.waiting.popleft(), self.free.pop(0))
+        return True
 
     def try_launch(self, experiment: Experiment, slot: Slot, has_copy: bool = False) -> None:
         try:
@@ -5712,7 +5726,7 @@ class Batch:
         now = time.monotonic()
         if self.short_since is None:
             self.short_since = now
-            self.say(f"waiting: {why}; tried again until there is room", even_if_quiet=True)
+            self.say(f"waiting: {why}; tried again until there is room")
         if self.running:
             self.short_since = now
         elif now >= self.short_since + SHORT:
@@ -5766,23 +5780,29 @@ class Batch:
         except (OSError, RuntimeError) as error:
             raise as_shortage(error) from None
         try:
-            attempt = self.lay_out(experiment, result, slot, folder, launch)
+            attempt, command, metadata = self.lay_out(experiment, result, slot, folder, launch)
         except Exception as error:
             launch.abandon()
-            if is_new:
+            reason = as_shortage(error)
+            if is_new and isinstance(reason, Shortage):
                 with contextlib.suppress(OSError):
                     os.rmdir(folder)
-            raise as_shortage(error) from error
+            raise reason from error
         self.running[number] = attempt
         self.results[experiment.name] = result
         self.recorder.changed(result)
+        self.say_launch(attempt, command, metadata)
 
     def hear(self, number: int, message: Message) -> None:
         if number in self.running:
             self.running[number].process.hear(message)
 
-    def lay_out(self, experiment: Experiment, result: Result, slot: Slot, folder: str, launch: Launch) -> Attempt:
-        """Make the directory ready, start the training in it, and only then say so. Raises OSError and UsageError."""
+    def lay_out(
+        self, experiment: Experiment, result: Result, slot: Slot, folder: str, launch: Launch
+    ) -> tuple[Attempt, list[str], dict[str, Any]]:
+        """Make the directory ready and start the training in it; returns what runs, its command and its metadata.
+
+        Raises OSError and UsageError, and then nothing runs."""
         before = self.results[experiment.name]
         up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
@@ -5794,30 +5814,31 @@ class Batch:
         continuing = self.words_to_continue(experiment, folder, slot, up)
         command = build_command(self.options, experiment, folder, slot, continuing)
         metadata = self.metadata(experiment, result, command, self.environment(experiment, result, slot, up))
+        readers = {name: LineReader(self.own_lines(experiment), self.patterns) for name in ("stdout", "stderr")}
+        rules = self.stop_rules(folder)
         undo = Undo(folder, self.own_files(experiment, folder))
         try:
             kept = self.keep_files(experiment, folder, metadata)
             logs = undo.logs = open_logs(folder)
+            stderr_start = os.fstat(logs["stderr"].descriptor).st_size
             mark = self.guardian.mark_next() if self.guardian else {}
-            group = launch.start(
-                command, {**os.environ, "PYTHONUNBUFFERED": "1", **metadata["environment_set"], **mark}
-            )
-        except Exception:
-            undo.run()
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **metadata["environment_set"], **mark}
+            group = launch.start(command, environment)
+        except Exception as error:
+            undo.run(isinstance(as_shortage(error), Shortage))
             raise
+        # From here on there is a training: nothing below may fail before it is known to the loop.
         if self.guardian:
             self.guardian.tell_started(group, folder)
         if up.how is How.CONTINUES:
             mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
-        stderr_start = os.fstat(logs["stderr"].descriptor).st_size
-        readers = {name: LineReader(self.own_lines(experiment), self.patterns) for name in ("stdout", "stderr")}
         limits = Limits(self.options.timeout, self.options.stall)
-        process = Process(group, launch.tees, launch.wake, limits, self.stop_rules(folder), time.monotonic())
-        attempt = Attempt(experiment, result, slot, folder, process, launch.tees, readers, up, kept, stderr_start)
+        process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
         for tee in launch.tees:
             tee.begin(logs[tee.stream], logs["combined"], readers[tee.stream], self.follower(experiment))
-        self.say_launch(attempt, command, metadata)
-        return attempt
+        metadata.update(pid=group.leader, pid_started=group.started)
+        attempt = Attempt(experiment, result, slot, folder, process, launch.tees, readers, up, kept, stderr_start)
+        return attempt, command, metadata
 
     def begin_result(self, result: Result, before: Result, up: TakeUp) -> None:
         result.status = Status.RUNNING
@@ -5863,7 +5884,8 @@ class Batch:
 
     def own_lines(self, experiment: Experiment) -> frozenset[bytes]:
         """Lines of the config and the script that look like metrics: a trainer that prints its source says nothing."""
-        return lines_like_metrics(self.planner.read(experiment.source or experiment.config).source, self.script_source)
+        config = self.planner.read(experiment.source or experiment.config)
+        return self.script_lines | lines_like_metrics(config.source)
 
     def follower(self, experiment: Experiment) -> Optional[Callable[[bytes], None]]:
         if not self.options.follow:
@@ -5873,20 +5895,20 @@ class Batch:
 
     def say_launch(self, attempt: Attempt, command: Sequence[str], metadata: dict[str, Any]) -> None:
         """The training runs: write down as what, and look whether the code is as it was."""
-        group, result = attempt.process.group, attempt.result
-        metadata.update(pid=group.leader, pid_started=group.started)
         path = os.path.join(attempt.folder, METADATA)
-        if self.watch.look():
-            self.watch.ask()
-        changed = self.watch.changed()
+        changed = []
+        with contextlib.suppress(OSError):  # the working directory has gone
+            if self.watch.look():
+                self.watch.ask()
+            changed = self.watch.changed()
         if changed:
-            self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
+            self.warn(attempt.result, f"code has changed since the batch began: {', '.join(changed[:5])}")
         if self.answers < self.watch.asked:
             self.without_code[path] = metadata
         self.recorder.save_json(path, metadata)
         attempt.kept[path] = json_bytes(metadata)
         begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
-        self.say(f"{attempt.planned.name}: {begins}, pid {group.leader}: {shell_line(command)}")
+        self.say(f"{attempt.planned.name}: {begins}, pid {metadata['pid']}: {shell_line(command)}")
 
     def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
         """What a training gets in its environment, unless the user's has a value of its own."""
@@ -5943,10 +5965,12 @@ class Batch:
         process, result = attempt.process, attempt.result
         if self.guardian:
             self.guardian.tell_ended(process.group)
-        if not process.is_stuck:  # else its slot is retired: what it was given may still be in its hands
+        process.close()
+        if not process.is_stuck:
             self.free.append(attempt.slot)
             self.free.sort(key=lambda slot: slot.number)
-            process.close()
+        elif not self.free and not self.running:
+            self.stop_launching("no slot is left: what ran in them can't be killed")
         process.has_news = False
         self.take_news(attempt)
         self.conclude(attempt)
@@ -5977,7 +6001,7 @@ class Batch:
     def set_status(self, attempt: Attempt) -> None:
         process, result = attempt.process, attempt.result
         died_of = signal_in(result.return_code or 0)
-        if process.is_stuck:
+        if process.is_unkillable:
             result.status, result.error = Status.FAILED, process.reason
         elif process.ending:
             result.status, result.error = attempt.stopped_as or Status.TIMEOUT, process.reason
@@ -5999,7 +6023,7 @@ class Batch:
             result.hint = "the loss is not finite: try a smaller --learning_rate"
         elif any(not math.isfinite(loss) for loss in losses):
             self.warn(result, "the loss is not finite: try a smaller --learning_rate")
-        elif metrics.step is None:
+        elif metrics.step is None or metrics.first_step is None:
             if self.planner.script.strict:
                 self.warn(result, "printed no step")
         elif result.max_iters is not None and metrics.step + (metrics.largest_gap or 0) < result.max_iters:
@@ -6012,7 +6036,7 @@ class Batch:
         stderr = read_tail(path, start=attempt.stderr_start).decode(errors="replace")
         result.stderr_tail = "\n".join(stderr.splitlines()[-20:])
         said = error_line(stderr)
-        if result.status is Status.INTERRUPTED or attempt.process.is_stuck or result.diverged:
+        if result.status is Status.INTERRUPTED or attempt.process.is_unkillable or result.diverged:
             return
         first = result.error or ended
         result.error = f"{first}: {said}" if said else first
@@ -6024,9 +6048,8 @@ class Batch:
         if attempt.result.status is Status.COMPLETED:
             for name in names_in(attempt.folder, r"\.kept_.*"):
                 remove_tree(os.path.join(attempt.folder, name))
-        for path in found[:1]:
-            with contextlib.suppress(OSError):
-                self.largest_checkpoint = max(self.largest_checkpoint, os.stat(path).st_size)
+        for size, _ in looks_at(found[:1]).values():
+            self.largest_checkpoint = max(self.largest_checkpoint, size)
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
