@@ -244,15 +244,15 @@ def show_duration(seconds: Optional[float]) -> str:
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    parts = [(days, "d"), (hours, "h"), (minutes, "m"), (left, "s")]
-    first = next(number for number, (value, _) in enumerate(parts) if value)
-    return "".join(f"{value}{unit}" for value, unit in parts[first : first + 2] if value)
+    parts = [f"{days}d", f"{hours}h", f"{minutes}m", f"{left}s"]
+    while parts[0][0] == "0":
+        del parts[0]
+    return "".join(part for part in parts[:2] if part[0] != "0")
 
 
 def whole_seconds(seconds: Optional[float]) -> str:
     """A duration without tenths, for what is drawn anew all the time."""
-    known = seconds is not None and math.isfinite(seconds)
-    return show_duration(float(int(seconds or 0)) if known else None)
+    return show_duration(seconds if seconds is None else seconds // 1)
 
 
 def show_loss(loss: Optional[float], unknown: str = "-") -> str:
@@ -270,7 +270,7 @@ def shorten(text: str, most: int) -> str:
         return text
     head = most // 2 - 1
     tail = most - 2 - head
-    return f"{text[:head]}..{text[len(text) - tail :]}"
+    return f"{text[:head]}..{text[-tail:]}"
 
 
 def count_of(number: int, thing: str) -> str:
@@ -284,8 +284,7 @@ def show_counts(counts: Mapping[str, int]) -> str:
 
 def natural(text: str) -> list[Any]:
     """A sort key by which run_2 comes before run_10."""
-    parts = re.split(r"([0-9]+)", text)
-    return [int(part) if place % 2 else part for place, part in enumerate(parts)]
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", text))]
 
 
 def did_you_mean(name: str, candidates: Sequence[str]) -> str:
@@ -300,18 +299,12 @@ def shell_word(text: str) -> str:
     """A word as a shell would take it, with no control character in it."""
     if text.isprintable():
         return shlex.quote(text)
-    plain = set(range(32, 127)) - set(b"'\\")
-    data = text.encode(errors="surrogateescape" if is_encodable(text) else "replace")
-    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data) + "'"
-
-
-def is_encodable(text: str) -> bool:
-    """Whether a text can be a word of a command line; one of a damaged file may not be."""
     try:
-        text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:
-        return False
-    return True
+        data = text.encode(errors="surrogateescape")
+    except UnicodeEncodeError:  # of a damaged file: no word of a command line
+        data = text.encode(errors="replace")
+    plain = set(range(32, 127)) - set(b"'\\")
+    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data) + "'"
 
 
 def shell_line(command: Sequence[str]) -> str:
@@ -2693,6 +2686,7 @@ KILL_GAP = 0.2  # seconds: KILL never comes sooner after another signal: srun ne
 TERM_GAP = 1.0  # seconds between a late TERM and KILL
 LINGER = 2.0  # seconds that the rest of a group gets once its leader has ended by itself
 LOOK = 0.25  # seconds between two looks at a checkpoint that may be being written
+QUICK_LOOK = 0.05  # the same, where each look so far has found another save, and none that goes on
 POLL = 0.05  # seconds between two looks at a group whose leader has gone: no event tells of its end
 GIVE_UP = 10.0  # seconds after KILL: what lives on then can't be killed
 MARK = "RUN_EXPERIMENTS_ATTEMPT"  # in a training's environment: which launch of which runner it is
@@ -2877,6 +2871,7 @@ class Ending:
         self.hurried = self.given_up = self.has_waited = self.has_looked_round = False
         self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
         self.looked_at = now
+        self.short_saves = 0  # looks in a row that found a new file, or a rewritten one, but none that grows
         self.look = self.checkpoints_now()
         self.deadline = now + LOOK
         if not self.look:
@@ -2896,7 +2891,7 @@ class Ending:
         if self.may_wait(now):
             name = self.being_written(now)
             if name is not None:
-                self.deadline = now + LOOK
+                self.deadline = now + (LOOK if self.short_saves < 3 else QUICK_LOOK)
                 return self.say_wait(name, now)
         return self.send_next(now)
 
@@ -2957,7 +2952,10 @@ class Ending:
             return None
         if now - before_at > 4 * LOOK:  # too long ago to tell
             return ""
-        return next((name for name in self.look if self.look[name] != before.get(name)), None)
+        changed = [name for name in self.look if self.look[name] != before.get(name)]
+        grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
+        self.short_saves = 0 if grows else self.short_saves + 1
+        return changed[0] if changed else None
 
     def say_wait(self, name: str, now: float) -> str:
         if self.has_waited or not name:
@@ -3092,7 +3090,7 @@ class Tee(threading.Thread):
 
     def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
         super().__init__(name=f"tee {stream}", daemon=True)
-        self.stream, self.source, self.wake, self.post = stream, source, wake, post
+        self.stream, self.source, self.post = stream, source, post
         self.begun = threading.Event()
         self.logs: Optional[tuple[Log, Log]] = None
         self.reader: Optional[LineSink] = None
@@ -3107,6 +3105,9 @@ class Tee(threading.Thread):
         self.buffer = bytearray(BLOCK)  # used again and again: new ones of this size tear the heap to pieces
         self.is_busy = False  # it has a block in hand
         self.quiet_since = time.monotonic()  # when it last began to wait for output
+        self.poll = select.poll()
+        self.poll.register(source, select.POLLIN)
+        self.poll.register(wake, select.POLLIN)
         os.set_blocking(source, False)
 
     def begin(self, log: Log, combined: Log, reader: LineSink, follow: Optional[Callable[[bytes], None]]) -> None:
@@ -3161,10 +3162,7 @@ class Tee(threading.Thread):
     def wait_for_output(self) -> None:
         self.quiet_since = time.monotonic()
         self.is_busy = False
-        poll = select.poll()
-        poll.register(self.source, select.POLLIN)
-        poll.register(self.wake, select.POLLIN)
-        poll.poll()
+        self.poll.poll()
         self.is_busy = True
 
     def is_at_end(self) -> bool:
@@ -3680,16 +3678,16 @@ def end_all(wards: Sequence[Ward], rules: StopRules) -> None:
 # What people see of results: rows, the table, the time that is left, the lines on a console. Nothing here decides, and
 # nothing that a console does (blocks, closes, is gone) may reach the loop.
 
-ALWAYS = ("experiment", "status")  # the columns that stand in every table
-NUMBERS = ("step", "val loss", "best val loss", "duration", "ETA")  # those that are set to the right
+TITLES = ("experiment", "status", "step", "val loss", "best val loss", "duration", "ETA")
+STAR = "best (*: of all)"  # the title where one of the losses is marked
+NUMBERS = (*TITLES[2:], STAR)  # the columns that are set to the right
+SHORT_NAME = 16  # columns below which no name is cut
+LONG = 24  # characters of a setting; of a longer one a part is shown
 NO_LIMIT = 100_000  # columns of what is no terminal
 FOLLOWED = 1 << 20  # bytes of the trainings' output that wait for a slow console; more is dropped
 CHUNK = 4096  # bytes written to a console at a time
 STUCK = 2.0  # seconds without progress after which a console is left alone at the end
 NOT_COMPARED = ("seed", "device", "out_dir", "wandb_run_name")  # settings in which runs of one seed group may differ
-
-
-# ---- time
 
 
 def elapsed(result: Result) -> Optional[float]:
@@ -3709,36 +3707,30 @@ def total_elapsed(result: Result) -> Optional[float]:
 
 def seconds_left(result: Result) -> Optional[float]:
     """Iterations left times the time per iteration of a running experiment, where both are known."""
-    metrics, took = result.metrics, elapsed(result)
+    step, first, took = result.metrics.step, result.metrics.first_step, elapsed(result)
     if result.status is not Status.RUNNING or result.max_iters is None or took is None:
         return None
-    if metrics.step is None or metrics.first_step is None or metrics.step <= metrics.first_step:
+    if step is None or first is None or step <= first:
         return None
-    rate = took / (metrics.step - metrics.first_step)
-    return max(0.0, (result.max_iters - metrics.step) * rate)
+    return max(0.0, (result.max_iters - step) * took / (step - first))
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
-    """Seconds until a batch is done: what its running experiments need, and the usual time for each pending one."""
+    """Seconds until a batch is done: what its running experiments need, and the usual time for each of the others.
+
+    The usual time is the mean of the completed ones, else of what the running ones will have taken."""
     running = [each for each in results if each.status is Status.RUNNING]
-    lefts = [left for left in map(seconds_left, running) if left is not None]
-    pending = sum(each.status is Status.PENDING for each in results)
-    waiting = pending + len(running) - len(lefts)  # those of which nothing is known yet
     if not running:
         return None  # interrupted or finished: nothing is on its way
-    usual = usual_seconds(results)
-    if waiting and usual is None:
+    known = [(seconds_left(each), elapsed(each) or 0.0) for each in running]
+    lefts = [left for left, _ in known if left is not None]
+    others = sum(each.status is Status.PENDING for each in results) + len(running) - len(lefts)
+    took = [total_elapsed(each) or 0.0 for each in results if each.status is Status.COMPLETED]
+    took = took or [left + gone for left, gone in known if left is not None]
+    if others and not took:
         return None
-    return max([(sum(lefts) + waiting * (usual or 0.0)) / max(1, slots), *lefts])
-
-
-def usual_seconds(results: Sequence[Result]) -> Optional[float]:
-    """What an experiment of this batch takes: the mean of the completed, else what the running ones will have taken."""
-    took = [total_elapsed(each) or 0.0 for each in results if each.status is Status.COMPLETED and each.duration_seconds]
-    if not took:
-        known = [(seconds_left(each), elapsed(each)) for each in results]
-        took = [left + (gone or 0.0) for left, gone in known if left is not None]
-    return sum(took) / len(took) if took else None
+    usual = sum(took) / max(1, len(took))
+    return max([(sum(lefts) + others * usual) / max(1, slots), *lefts])
 
 
 # ---- rows and tables
@@ -3746,22 +3738,18 @@ def usual_seconds(results: Sequence[Result]) -> Optional[float]:
 
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """What the table, the page and --status --json show of each experiment."""
-    losses = [each.metrics.best_val_loss for each in results]
-    known = [(loss, number) for number, loss in enumerate(losses) if loss is not None]
-    best = min(known)[1] if len(known) > 1 else None
-    rows = [row_of(each) for each in results]
-    for number, row in enumerate(rows):
-        row["best"] = number == best
-    return rows
-
-
-def row_of(result: Result) -> dict[str, Any]:
     keys = ("status", "error", "hint", "warnings", "stderr_tail", "attempts", "settings", "device", "last_line")
-    row = {"name": result.config_name, "progress": show_progress(result), **to_json(result.metrics)}
-    row.update((key, getattr(result, key)) for key in keys)
-    row.update(duration_seconds=elapsed(result), total_seconds=total_elapsed(result))
-    row.update(eta_seconds=seconds_left(result), config_path=result.config_path)
-    return row
+    losses = [(each.metrics.best_val_loss, each.config_name) for each in results]
+    known = [(loss, name) for loss, name in losses if loss is not None]
+    best = min(known)[1] if len(known) > 1 else ""
+    rows = []
+    for each in results:
+        row = {"name": each.config_name, "progress": show_progress(each), **to_json(each.metrics)}
+        row.update((key, getattr(each, key)) for key in keys)
+        row.update(duration_seconds=elapsed(each), total_seconds=total_elapsed(each), eta_seconds=seconds_left(each))
+        row.update(config_path=each.config_path, best=each.config_name == best)
+        rows.append(row)
+    return rows
 
 
 def show_progress(result: Result) -> str:
@@ -3774,101 +3762,79 @@ def show_progress(result: Result) -> str:
 def table(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
     rows = rows_of(results)
-    lines = [list(ALWAYS + NUMBERS) + ["device"], *map(table_cells, rows)]
-    if any(row["best"] for row in rows):
-        lines[0][4] = "best val loss (*: of all)"
-    columns = [list(column) for column in zip(*lines)]
-    columns = [column for column in columns if column[0] in ALWAYS or any(column[1:])]
-    columns += table_setting_columns(rows)
-    printed = lay_out(fit(columns, width))
-    told = [printed[0]]
-    for row, line in zip(rows, printed[1:]):
+    is_marked = any(row["best"] for row in rows)
+    titles = [STAR if is_marked and title == "best val loss" else title for title in TITLES]
+    columns = list(map(list, zip(titles, *map(table_cells, rows))))
+    columns = [column for column in columns if column[0] in TITLES[:2] or any(column[1:])]
+    head, *lines = lay_out([*columns, *setting_columns(rows)], width)
+    told = [head]
+    for row, line in zip(rows, lines):
         told += [line, *notes_of(row)]
     return told
 
 
 def table_cells(row: dict[str, Any]) -> list[str]:
     left = row["eta_seconds"]
-    best = show_loss(row["best_val_loss"], "")
-    cells = [
-        row["name"],
-        str(row["status"]) + (" (!)" if row["warnings"] else ""),
+    return [
+        clean(row["name"]),
+        f"{row['status']} (!)" if row["warnings"] else str(row["status"]),
         row["progress"],
         show_loss(row["val_loss"], ""),
-        f"{best}*" if row["best"] else best,
+        show_loss(row["best_val_loss"], "") + ("*" if row["best"] else ""),
         show_duration(row["total_seconds"]),
         "" if left is None else show_duration(left),
-        row["device"] or "",
     ]
-    return list(map(clean, cells))
 
 
-def table_setting_columns(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A column for each setting in which the rows differ; of long values only the part that does."""
-    keys = dict.fromkeys(key for row in rows for key in row["settings"])
+def setting_columns(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """A column for each setting in which the rows differ, and for the device."""
+    settings = [{"device": row["device"] or "", **row["settings"]} for row in rows]
     columns = []
-    for key in keys:
-        values = [setting_cell(row["settings"], key) for row in rows]
-        if len(set(values)) > 1:
-            columns.append([clean(key), *differing_parts(values)])
+    for key in dict.fromkeys(key for each in settings for key in each):
+        texts = [show_setting(each, key) for each in settings]
+        if len(set(texts)) > 1:
+            columns.append([clean(key), *differing_parts(texts)])
     return columns
 
 
-def setting_cell(settings: dict[str, Any], key: str) -> str:
-    if key not in settings:
-        return ""
-    return "?" if settings[key] is None else clean(str(settings[key]))
+def show_setting(settings: Mapping[str, Any], key: str) -> str:
+    """A setting's value; `?` for None: it isn't known."""
+    value = settings.get(key, "")
+    return "?" if value is None else clean(str(value))
 
 
 def differing_parts(texts: Sequence[str]) -> list[str]:
-    """Long texts without what they have in common at both ends."""
-    if max(map(len, texts)) <= 20:
-        return list(texts)
-    start = len(os.path.commonprefix(list(texts)))
-    start = max(0, start - 4)
-    rests = [text[start:] for text in texts]
-    end = len(os.path.commonprefix([text[::-1] for text in rests]))
-    end = max(0, end - 4)
-    parts = []
-    for rest in rests:
-        middle = rest[: len(rest) - end]
-        parts.append(show_value(("…" if start else "") + middle + ("…" if end else ""), 40))
-    return parts
+    """Values of a setting, of long ones what begins with the list item, or some characters, before they differ."""
+    long = [text for text in texts if len(text) > LONG]
+    common = os.path.commonprefix(long) if len(set(long)) > 1 else ""
+    item = re.sub(r"[^,\[{(]*\Z", "", common)
+    start = max(len(item), len(common) - LONG // 2)
+    return [text[start : start + LONG].strip() + "…" if len(text) > LONG else text for text in texts]
 
 
-def fit(columns: list[list[str]], width: int) -> list[list[str]]:
-    """Columns for a terminal of this width: settings go first, from the last one, then names are cut in the middle."""
-    fixed = [column for column in columns if column[0] in (*ALWAYS, *NUMBERS) or column[0].startswith("best")]
-
-    def wide(chosen: Sequence[list[str]]) -> int:
-        return sum(max(map(len, column)) for column in chosen) + 2 * (len(chosen) - 1)
-
-    while wide(columns) - max(map(len, columns[0])) + 24 > width and len(columns) > len(fixed):
-        columns = columns[:-1]
-    room = width - (wide(columns) - max(map(len, columns[0])))
-    if max(map(len, columns[0])) > room:
-        columns[0] = [shorten(cell, max(12, room)) for cell in columns[0]]
-    return columns
-
-
-def lay_out(columns: Sequence[list[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in columns]
-    to_right = [column[0] in NUMBERS or column[0].startswith("best") for column in columns]
-    lines = []
-    for cells in zip(*columns):
-        padded = [cell.rjust(n) if right else cell.ljust(n) for cell, n, right in zip(cells, widths, to_right)]
-        lines.append("  ".join(padded).rstrip())
-    return lines
+def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
+    """Columns as lines of at most this width: those that don't fit are left out, and the names, which stand in the
+    first one, are cut in the middle."""
+    longest = max(map(len, columns[0]))
+    room = width - min(SHORT_NAME, longest)
+    kept = []
+    for column in columns[1:]:
+        wide = max(map(len, column))
+        if wide + 2 <= room:
+            room -= wide + 2
+            kept.append([cell.rjust(wide) if column[0] in NUMBERS else cell.ljust(wide) for cell in column])
+    wide = min(longest, SHORT_NAME + max(0, room))
+    names = [shorten(name, wide).ljust(wide) for name in columns[0]]
+    return ["  ".join(cells).rstrip() for cells in zip(names, *kept)]
 
 
 def notes_of(row: dict[str, Any]) -> list[str]:
-    """The lines under a row: its error, its hint, its warnings."""
-    notes = [f"    error: {clean(row['error'])}"] if row["error"] else []
-    if row["hint"]:
-        notes.append(f"    hint: {clean(row['hint'])}")
-    if row["status"] is Status.RUNNING and not row["progress"] and row["last_line"]:
-        notes.append(f"    prints: {show_value(row['last_line'], 70)}")
-    return [*notes, *(f"    warning: {clean(text)}" for text in row["warnings"])]
+    """The lines under a row."""
+    notes = [("error", row["error"]), ("hint", row["hint"])]
+    if row["status"] is Status.RUNNING and not row["progress"]:
+        notes.append(("prints", show_value(row["last_line"], 70)))
+    notes += [("warning", text) for text in row["warnings"]]
+    return [f"    {label}: {clean(text)}" for label, text in notes if text]
 
 
 @dataclass
@@ -3879,27 +3845,22 @@ class SeedGroup:
     settings: dict[str, Any]
     completed: int
     total: int
-    best_mean: Optional[float] = None
-    best_std: Optional[float] = None
-    last_mean: Optional[float] = None
-    last_std: Optional[float] = None
+    best_mean: Optional[float]
+    best_std: Optional[float]
+    last_mean: Optional[float]
+    last_std: Optional[float]
 
 
 def seed_groups(results: Sequence[Result]) -> list[SeedGroup]:
     """The groups of a batch in which seeds differ, the best first; none in another."""
-    members: dict[str, list[Result]] = {}
+    members: defaultdict[str, list[Result]] = defaultdict(list)
     for each in results:
+        settings = compared(each)
+        path = each.config_path if None in settings.values() else ""  # of an unknown value nobody knows
         if "seed" in each.settings:
-            members.setdefault(group_key(each), []).append(each)
+            members[json.dumps([settings, path], sort_keys=True)].append(each)
     groups = [seed_group(group) for group in members.values() if len(group) > 1]
     return sorted(groups, key=lambda group: math.inf if group.best_mean is None else group.best_mean)
-
-
-def group_key(result: Result) -> str:
-    """The same for experiments that differ in nothing but the seed; of an unknown value nobody knows."""
-    settings = compared(result)
-    is_known = None not in settings.values()
-    return json.dumps([settings, "" if is_known else result.config_path], sort_keys=True)
 
 
 def compared(result: Result) -> dict[str, Any]:
@@ -3907,17 +3868,13 @@ def compared(result: Result) -> dict[str, Any]:
 
 
 def seed_group(group: Sequence[Result]) -> SeedGroup:
-    done = [each for each in group if each.status is Status.COMPLETED]
-    made = SeedGroup(group_name(group), compared(group[0]), len(done), len(group))
-    made.best_mean, made.best_std = mean_and_deviation([each.metrics.best_val_loss for each in done])
-    made.last_mean, made.last_std = mean_and_deviation([each.metrics.val_loss for each in done])
-    return made
-
-
-def group_name(group: Sequence[Result]) -> str:
-    """The name of an experiment without its seed, or what the names begin with."""
+    """Its name is that of an experiment without the seed, or what the names begin with."""
     bare = {re.sub(r"__seed_[^_]*", "", each.config_name) for each in group}
-    return bare.pop() if len(bare) == 1 else os.path.commonprefix([each.config_name for each in group])
+    name = bare.pop() if len(bare) == 1 else os.path.commonprefix([each.config_name for each in group])
+    done = [each.metrics for each in group if each.status is Status.COMPLETED]
+    best = mean_and_deviation([each.best_val_loss for each in done])
+    last = mean_and_deviation([each.val_loss for each in done])
+    return SeedGroup(name, compared(group[0]), len(done), len(group), *best, *last)
 
 
 def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[float], Optional[float]]:
@@ -3932,18 +3889,16 @@ def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[floa
 
 def group_lines(groups: Sequence[SeedGroup], width: int = NO_LIMIT) -> list[str]:
     """The groups as lines for people; none where there are no groups."""
-    if not groups:
-        return []
     cells = [["over seeds", "completed", "best val loss", "last val loss"]]
     for group in groups:
         best = show_spread(group.best_mean, group.best_std)
         last = show_spread(group.last_mean, group.last_std)
         cells.append([clean(group.name), f"{group.completed} of {group.total}", best, last])
-    return lay_out(fit([list(column) for column in zip(*cells)], width))
+    return lay_out(list(zip(*cells)), width) if groups else []
 
 
 def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
-    return f"{mean:.4f} ± {deviation:.4f}" if mean is not None and deviation is not None else ""
+    return "" if mean is None or deviation is None else f"{mean:.4f} ± {deviation:.4f}"
 
 
 # ---- the live block
@@ -3953,8 +3908,12 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
     width, height = size
     most = max(1, height - 3)
-    seen = list(running) if len(running) <= most else list(running[: max(1, most - 1)])
-    lines = experiment_lines(seen, width)
+    seen = running if len(running) <= most else running[: max(1, most - 1)]
+    columns = [column for column in zip(*map(live_cells, seen)) if any(column)]
+    lines = lay_out(columns, width - 1) if seen else []
+    for number, each in enumerate(seen):
+        if each.metrics.step is None:
+            lines[number] = f"{lines[number]}  {clean(each.last_line)}".rstrip()
     if len(seen) < len(running):
         lines.append(f"... and {len(running) - len(seen)} more")
     left = batch_left(everyone, slots)
@@ -3963,39 +3922,21 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     return [line[: max(1, width - 1)] for line in lines]
 
 
-def experiment_lines(running: Sequence[Result], width: int) -> list[str]:
-    cells = [live_cells(each) for each in running]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    room = width - 1 - sum(widths) - 2 * len(widths)
-    longest = max((len(each.config_name) for each in running), default=0)
-    name = min(longest, max(16, room - 12))
-    bar = min(20, room - name - 2)
-    lines = []
-    for each, row in zip(running, cells):
-        parts = [f"{shorten(each.config_name, name):{name}}"]
-        if each.metrics.step is None and each.last_line:
-            parts.append(show_value(each.last_line, max(10, width - name - 3)))
-        else:
-            parts += list(map(str.ljust, row, widths))
-            if bar > 4:
-                parts.insert(2, progress_bar(each, bar))
-        lines.append("  ".join(parts).rstrip())
-    return lines
-
-
 def live_cells(result: Result) -> list[str]:
+    """The bar comes last: it goes first where room is scarce. What prints no step has its last line in their place."""
     metrics, left = result.metrics, seconds_left(result)
-    progress = f"iter {metrics.step or 0}"
-    if result.max_iters:
-        progress += f"/{result.max_iters}"
-    losses = [f"loss {show_loss(metrics.train_loss)}", f"val {show_loss(metrics.val_loss)}"]
-    return [progress, *losses, whole_seconds(elapsed(result)), "" if left is None else f"ETA {whole_seconds(left)}"]
-
-
-def progress_bar(result: Result, width: int) -> str:
-    done = min(1.0, (result.metrics.step or 0) / result.max_iters) if result.max_iters else 0.0
-    full = int(width * done)
-    return "#" * full + "." * (width - full)
+    if metrics.step is None and result.last_line:
+        return [result.config_name, *[""] * 6]
+    done = min(20, 20 * (metrics.step or 0) // result.max_iters) if result.max_iters else 0
+    return [
+        result.config_name,
+        f"iter {show_progress(result) or 0}",
+        f"loss {show_loss(metrics.train_loss)}",
+        f"val {show_loss(metrics.val_loss)}",
+        whole_seconds(elapsed(result)),
+        "" if left is None else f"ETA {whole_seconds(left)}",
+        ("#" * done).ljust(20, ".") if result.max_iters else "",
+    ]
 
 
 # ---- consoles
@@ -4006,22 +3947,28 @@ def terminal_width() -> int:
     return shutil.get_terminal_size((NO_LIMIT, 24)).columns or NO_LIMIT
 
 
-def encoded(text: str) -> bytes:
+def encoded(text: str) -> memoryview:
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return text.encode(encoding, "backslashreplace")
+    return memoryview(text.encode(encoding, "backslashreplace"))
+
+
+def write_some(descriptor: int, data: memoryview) -> int:
+    """Returns how many bytes were written. Raises OSError."""
+    try:
+        return os.write(descriptor, data)
+    except BlockingIOError:  # another program left the terminal so
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        poll.poll()
+        return 0
 
 
 def print_whole(lines: Iterable[str]) -> None:
     """Print all of what was asked for, at the pace of its reader. Raises UsageError where it can't be written."""
-    data = memoryview(encoded("".join(f"{line}\n" for line in lines)))
-    poll = select.poll()
-    poll.register(1, select.POLLOUT)
+    data = encoded("".join(f"{line}\n" for line in lines))
     try:
         while data:
-            try:
-                data = data[os.write(1, data) :]
-            except BlockingIOError:  # another program left the terminal so
-                poll.poll()
+            data = data[write_some(1, data) :]
     except BrokenPipeError:
         pass  # `head` has seen enough
     except OSError as error:
@@ -4033,28 +3980,24 @@ def print_error(text: str) -> None:
         os.write(2, encoded(f"error: {clean(text)}\n"))
 
 
-class Console:
+class Console(threading.Thread):
     """The runner's own output while a batch runs: lines, and under them on a terminal a live block.
 
     A thread of its own writes, so that a reader that is slow or gone costs lines of --follow, and no time of the loop
     or of a training. Until `start`, nothing is written."""
 
-    def __init__(self, quiet: bool, is_live_wanted: bool = True) -> None:
+    def __init__(self, quiet: bool) -> None:
+        super().__init__(name="console", daemon=True)
         self.quiet = quiet
-        self.live = is_live_wanted and not quiet and is_for_blocks()
+        self.live = not quiet and is_for_blocks()
         self.changed = threading.Condition()
-        self.waiting: deque[tuple[str, bytes]] = deque()  # (text of the runner's, or name and lines of a training)
+        self.waiting: list[tuple[str, bytes]] = []  # (line of the runner's, or prefix and lines of a training)
         self.followed = 0  # bytes of the trainings' that wait
         self.dropped = 0  # lines of theirs that did not fit
-        self.wanted: list[str] = []  # the block as it should stand on the screen
-        self.drawn: list[str] = []  # and as it does
-        self.is_block_new = False
+        self.block: Optional[list[str]] = None  # the block as it should stand, where that is new
+        self.drawn: list[str] = []  # and as it stands
         self.is_broken = self.is_idle = False
-        self.progress = time.monotonic()  # when something was last written
-
-    def start(self) -> None:
-        """Raises RuntimeError where no thread can be had."""
-        threading.Thread(target=self.run, name="console", daemon=True).start()
+        self.progress = 0.0  # when something was last written
 
     # ---- for the loop and the Tees; none of these waits for the console
 
@@ -4062,73 +4005,60 @@ class Console:
         if not self.quiet or even_if_quiet:
             with self.changed:
                 self.waiting.append((f"{text}\n", b""))
-                self.changed.notify()
+                self.changed.notify_all()
 
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
+        if self.is_broken or self.quiet:
+            return
         with self.changed:
-            if self.is_broken or self.quiet:
-                return
             if self.followed > FOLLOWED:
                 self.dropped += lines.count(b"\n")
                 return
             self.followed += len(lines)
             self.waiting.append((name, lines))
-            self.changed.notify()
+            self.changed.notify_all()
 
     def draw(self, block: list[str]) -> None:
         """Put a block in the place of the one on the screen."""
-        if self.live and block != self.wanted:
+        if self.live:
             with self.changed:
-                self.wanted = block
-                self.is_block_new = True
-                self.changed.notify()
+                self.block = block
+                self.changed.notify_all()
 
     def settle(self, patience: float) -> None:
         """Wait until all is written, or nothing has been for so many seconds."""
+        self.progress = time.monotonic()
         with self.changed:
-            self.progress = max(self.progress, time.monotonic())
-            while not (self.is_idle and self.is_up_to_date()) and not self.is_broken:
-                left = self.progress + patience - time.monotonic()
-                if left <= 0:
+            while not self.is_idle or self.has_news():
+                if time.monotonic() > self.progress + patience:
                     break
-                self.changed.wait(min(left, 0.1))
+                self.changed.wait(0.1)
+
+    def has_news(self) -> bool:
+        return bool(self.waiting) or self.block is not None
 
     # ---- the thread
 
     def run(self) -> None:
+        block: list[str] = []
         while True:
             with self.changed:
-                while self.is_up_to_date():
-                    self.is_idle = True
-                    self.changed.notify_all()
-                    self.changed.wait()
+                self.is_idle = True
+                self.changed.notify_all()
+                self.changed.wait_for(self.has_news)
                 self.is_idle = False
-                entries, block = list(self.waiting), self.wanted
-                self.waiting.clear()
-                self.followed = 0
-                self.is_block_new = False
-                dropped, self.dropped = self.dropped, 0
-            text = "".join(f"{line}" for entry in entries for line in self.as_text(*entry))
+                entries, dropped = self.waiting, self.dropped
+                self.waiting, self.dropped, self.followed = [], 0, 0
+                if self.block is not None:
+                    block, self.block = self.block, None
+            text = "".join(itertools.starmap(console_text, entries))
             if dropped:
                 text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
-            self.show(text, block)
-
-    def is_up_to_date(self) -> bool:
-        return self.is_broken or not (self.waiting or self.dropped or self.is_block_new)
-
-    def as_text(self, name: str, lines: bytes) -> list[str]:
-        if not lines:
-            return [name]
-        texts = lines.decode(errors="replace").expandtabs().splitlines()
-        return [f"{name}{clean(text)}\n" for text in texts]
-
-    def show(self, text: str, block: list[str]) -> None:
-        """Write lines above the block, and the block anew."""
-        if text:
-            self.replace_block([])
-            self.write(1, text)
-        self.replace_block(block)
+            if text:
+                self.replace_block([])
+                self.write(1, text)
+            self.replace_block(block)
 
     def replace_block(self, block: list[str]) -> None:
         """In the background nothing is drawn over what the shell does."""
@@ -4151,14 +4081,11 @@ class Console:
             self.is_broken = True
 
 
-def write_some(descriptor: int, data: bytes) -> int:
-    try:
-        return os.write(descriptor, data)
-    except BlockingIOError:  # another program left the terminal so
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        poll.poll()
-        return 0
+def console_text(name: str, lines: bytes) -> str:
+    if not lines:
+        return name
+    texts = lines.decode(errors="replace").expandtabs().splitlines()
+    return "".join(f"{name}{clean(text)}\n" for text in texts)
 
 
 def is_for_blocks() -> bool:
