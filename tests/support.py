@@ -27,6 +27,10 @@ CHILD = (TESTS / "child.py").read_text(encoding="utf-8")
 CHILD_TOOLS = CHILD.partition("config = ")[0]  # for code of another trainer
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f"  # a terminal's commands, which none must get
 UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what can paint a terminal
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as below `python3 -m unittest &` in a script: runners would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PATIENCE = 60.0  # seconds: how long a test waits for what must come; never how long something may take
 
 

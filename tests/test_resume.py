@@ -131,9 +131,10 @@ class HowTest(ResumeCase):
         self.resume()
         self.config("c", "batch_size = 1")
         self.assertEqual(
-            self.resume("--dry_run").splitlines(),
+            self.resume(self.batch(), "--dry_run").splitlines(),
             ["# c: completed, but its config has changed since: c.py"]
-            + [f"# {name}: completed, left alone" for name in "abc"],
+            + [f"# {name}: completed, left alone" for name in "abc"]
+            + ["# 0 of 3 experiments would run"],
         )
 
     def test_a_checkpoint_that_is_not_to_blame_keeps_its_name(self) -> None:
@@ -203,7 +204,8 @@ class RefusalTest(ResumeCase):
         self.config("a")
         self.forked("--configs", "a.py")
         before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
-        self.assertIn("nothing to do", self.resume())
+        self.assertIn("nothing to do", self.resume(self.batch()))
+        self.assertIn("nothing is left to do", self.resume())
         after = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertEqual(after, before)
 
@@ -214,7 +216,7 @@ class RefusalTest(ResumeCase):
         for text in texts:
             with self.subTest(text=text[:60]):
                 (self.batch() / "experiment_summary.json").write_text(text)
-                done = self.forked("--resume", expect=2)
+                done = self.forked("--resume", self.batch(), expect=2)
                 self.assertRegex(done.stderr, r"\Aerror: .*experiment_summary\.json.*\n\Z")
                 self.assertEqual(sorted(self.batch().rglob("*")), before)
 
@@ -263,7 +265,7 @@ class RefusalTest(ResumeCase):
         self.assertRegex(self.forked("--status").stdout, r"a +interrupted")
         self.assertRegex(self.resume(), r"a: continues from ckpt_5.pt")
         self.assertIn(b"began resume 3", self.log("a"))
-        self.assertEqual(self.summary()["completed"], 1)
+        self.assertEqual(self.statuses(), {"a": "completed", "b": "completed"})
 
     def test_a_second_runner_ends_with_75_and_says_who_holds_the_batch(self) -> None:
         self.config("a", CHILD_TOOLS + "print('ready')\nawait_file('go')")
