@@ -230,20 +230,6 @@ class TroubleTest(RunnerCase):
         self.assertEqual(self.statuses(), {"a": "completed", "b": "completed"})
         self.assertRegex(self.master_log(), r"2 completed")
 
-    def test_a_pipe_that_nobody_reads_does_not_stop_the_batch(self) -> None:
-        reads, writes = self.pipe()
-        os.set_blocking(writes, False)
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                os.write(writes, bytes(4096))
-        os.set_blocking(writes, True)
-        self.config("a")
-        self.config("b")
-        runner = self.start("--configs", "a.py", "b.py", stdout=writes)
-        os.close(writes)
-        self.ended(runner, 0)
-        self.assertEqual(self.statuses(), {"a": "completed", "b": "completed"})
-
     def test_a_runner_that_is_started_with_closed_streams_works_and_its_logs_are_its_own(self) -> None:
         self.config("a", "print('out')\nimport sys\nprint('err', file=sys.stderr)")
         for closed in (">&-", ">&- 2>&-", "<&- >&- 2>&-"):

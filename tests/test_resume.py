@@ -457,7 +457,8 @@ class StandInTest(RunnerCase):
         for name in ("train_run.py", "configurator.py"):
             shutil.copy(TESTS / name, self.dir)
         self.config("a", "eval_interval = 2\neval_iters = 1\nbatch_size = 1\nlog_interval = 1\n")
-        runner = self.start("--configs", "a.py", "--max_iters", 100_000)
+        # It saves all the time, and while it does a stop waits: twice the grace at most.
+        runner = self.start("--configs", "a.py", "--max_iters", 100_000, "--grace", 0.5)
         self.wait_for_line("a", b"\nstep 6:")
         runner.send_signal(signal.SIGINT)
         self.ended(runner, 130)

@@ -61,7 +61,7 @@ class ShortCase(FaultyCase):
         self.assertNotIn("error", self.master_log())
 
 
-class WaitingTest(ShortCase):
+class WaitingCase(ShortCase):
     """`holder` runs all the time; when `first` ends, `b` and `c` can't be launched for a while."""
 
     def start_short(self, faults: str, *args: Any, first: str = "") -> subprocess.Popen[str]:
@@ -90,14 +90,10 @@ class WaitingTest(ShortCase):
             self.assertEqual(len([line for line in text.splitlines() if re.search(WAITS, line)]), 1, text)
             self.assertNotRegex(text, "[bc]: (error|failed)")
 
+
+class WaitingTest(WaitingCase):
     def test_what_can_not_be_launched_for_lack_of_processes_is_launched_later_and_not_an_error(self) -> None:
         self.passes(self.start_short(NO_PROCESS))
-
-    def test_what_can_not_be_launched_for_lack_of_threads_is_launched_later_and_not_an_error(self) -> None:
-        self.passes(self.start_short(NO_THREAD))
-
-    def test_a_disk_with_too_little_room_is_waited_for(self) -> None:
-        self.passes(self.start_short(LITTLE_ROOM.replace("MEGABYTES", "99")))
 
     def test_room_is_twice_the_largest_checkpoint_of_the_batch(self) -> None:
         big = "import os\nwith open(out_dir + '/ckpt_1.pt', 'wb') as file: os.truncate(file.fileno(), 200 << 20)"
