@@ -108,7 +108,7 @@ live_on()
 
     def test_resume_waits_for_what_the_guardian_is_about_to_end(self) -> None:
         self.config("a", "import os\nif os.path.exists('second'): raise SystemExit\n" + TREE)
-        runner = self.start("--configs", "a.py", "--grace", 1)
+        runner = self.start("--configs", "a.py", "--grace", 0.5)
         pids = self.pids(3)
         self.kill(runner)
         self.go("second")

