@@ -40,12 +40,12 @@ class TableTest(unittest.TestCase):
         self.assertEqual(
             runner.table(results),
             [
-                "experiment  status         step  val loss  best val loss (*: of all)  duration  lr    name",
-                "a           completed (!)   5/5    2.0000                    1.5000*      1m1s  0.1   xxxxxxxxxxxxxxx",
+                "experiment  status         step  val loss  best (*: of all)  duration  lr    name",
+                "a           completed (!)   5/5    2.0000           1.5000*      1m1s  0.1   xxxxxxxxxxxxxxx",
                 "    warning: odd",
-                "b           failed                                                          1s  0.01",
+                "b           failed                                                 1s  0.01",
                 "    error: one?line",
-                "longer      pending           7    3.0000                     3.0000         -        True",
+                "longer      pending           7    3.0000            3.0000         -        True",
             ],
         )
 
