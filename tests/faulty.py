@@ -66,6 +66,7 @@ def hidden(path=".", *_):
 before("listdir scandir readlink open stat", hidden)
 before("open", hidden, builtins)
 """  # a fault: a Linux without /proc
+QUICK = "run_experiments.LINGER, run_experiments.TERM_GAP, run_experiments.STUCK = 0.4, 0.2, 0.3\n"  # it waits less
 DEAF = (
     CHILD_TOOLS
     + """

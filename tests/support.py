@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import json
 import os
+import py_compile
 import re
 import shlex
 import shutil
@@ -27,6 +30,10 @@ CHILD = (TESTS / "child.py").read_text(encoding="utf-8")
 CHILD_TOOLS = CHILD.partition("config = ")[0]  # for code of another trainer
 ESCAPES = "\x1b[2J\x1b]0;owned\x07\x9b31m\u202e\x7f"  # a terminal's commands, which none must get
 UNSHOWN = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # what can paint a terminal
+if (
+    signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+):  # as below `python3 -m unittest &` in a script: runners would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 PATIENCE = 60.0  # seconds: how long a test waits for what must come; never how long something may take
 
 
@@ -51,6 +58,15 @@ def is_running(pid: int) -> bool:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     return not Path("/proc/self").exists()
+
+
+@functools.cache
+def compiled_runner() -> str:
+    """The runner as bytecode under its own name: Python compiles a file that it starts each time, for half of the time
+    that the start takes."""
+    folder = tempfile.mkdtemp(prefix="run_experiments_test_")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return str(py_compile.compile(str(RUNNER), os.path.join(folder, RUNNER.name), doraise=True))
 
 
 class RunnerCase(unittest.TestCase):
@@ -83,12 +99,14 @@ class RunnerCase(unittest.TestCase):
     def start(self, *args: Any, **options: Any) -> subprocess.Popen[str]:
         """The runner as a process, its output captured; keyword arguments are Popen's."""
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": self.dir, **options}
-        process = subprocess.Popen([sys.executable, str(RUNNER), *map(str, args)], **options)
+        process = subprocess.Popen([sys.executable, compiled_runner(), *map(str, args)], **options)
         self.runners.append(process)
         return process
 
     def run_runner(self, *args: Any, expect: Optional[int] = None, **options: Any) -> subprocess.CompletedProcess[str]:
         """The runner from start to end; with `expect`, its exit code is checked."""
+        if not options:
+            return self.forked(*args, expect=expect)
         process = self.start(*args, **options)
         out, err = process.communicate(timeout=4 * PATIENCE)
         if expect is not None:
@@ -218,6 +236,9 @@ class Forked:
                 sys.argv = ["run_experiments.py", *self.args]
                 code = runner.main(self.args)
                 sys.stdout.flush()
+            except SystemExit as ended:  # --help and --version
+                sys.stdout.flush()
+                code = int(ended.code or 0)
             except BaseException:
                 os.write(2, traceback.format_exc().encode())
             finally:

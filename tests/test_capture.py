@@ -217,12 +217,15 @@ class MetricsTest(CaptureCase):
         for name, (lines, _) in cases.items():
             self.config(name, "\n".join(f"print({line!r})" for line in lines))
         self.config("stderr", "import sys\nprint('step 5: train loss 1.0, val loss 1.0', file=sys.stderr)")
-        cases["stderr"] = ([], [None] * 5)
-        self.run_runner("--configs", *(f"{name}.py" for name in cases), "--jobs", 3, expect=0)
+        cases["stderr"] = ([], [5, 1.0, 1.0, 1.0, 5])
+        self.run_runner("--configs", *(f"{name}.py" for name in cases), "--jobs", 3, expect=1)
+        failed = ("not_a_number", "diverged")  # they had a finite loss before
         for name, (_, expected) in cases.items():
             with self.subTest(name):
                 self.assertEqual(self.metrics(name), expected)
-                self.assertEqual(self.result(name)["status"], "completed")
+                self.assertEqual(self.result(name)["status"], "failed" if name in failed else "completed")
+                self.assertEqual(self.result(name)["diverged"], name in failed)
+        self.assertEqual(self.result("diverged")["error"], "exit code 0, but the loss is nan since step 20")
 
     def test_evaluations_count_in_whatever_blocks_they_come(self) -> None:
         lines = b"iter 9: loss 3.5, time 1ms\nstep 10: train loss 2.5, val loss 3.0\niter 11: loss 2.0\nthe next iter starts\n"
@@ -246,10 +249,10 @@ print("step 250: train loss 1.9, val loss 2.0")
         self.ended(runner, 0)
         self.assertIn("live: step 250: train loss 1.9, val loss 2.0", self.master_log())
 
-    def test_a_loss_that_is_not_finite_is_said_by_console_master_log_and_summary_though_the_run_completed(self) -> None:
+    def test_a_loss_that_is_not_finite_from_the_start_is_a_warning(self) -> None:
         self.config("wild", "print('step 5: train loss 2.0, val loss nan')")
         done = self.run_runner("--configs", "wild.py", expect=0)
         result = self.summary()["results"]["wild"]
         self.assertEqual((result["status"], result["metrics"]["val_loss"]), ("completed", "nan"))
-        for text in (done.stdout, self.master_log(), result["hint"]):
+        for text in (done.stdout, self.master_log(), *result["warnings"]):
             self.assertIn("not finite", text)

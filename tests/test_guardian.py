@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
-from tests.faulty import DEAF, HIDE_PROC, FaultyCase, children, stat_of
+from tests.faulty import DEAF, HIDE_PROC, QUICK, FaultyCase, children, stat_of
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, is_running, wait_for
 from tests.test_lost import UNSHARE, can_be_pid_1
 
@@ -108,7 +108,7 @@ live_on()
 
     def test_resume_waits_for_what_the_guardian_is_about_to_end(self) -> None:
         self.config("a", "import os\nif os.path.exists('second'): raise SystemExit\n" + TREE)
-        runner = self.start("--configs", "a.py", "--grace", 1)
+        runner = self.start("--configs", "a.py", "--grace", 0.5)
         pids = self.pids(3)
         self.kill(runner)
         self.go("second")
@@ -119,7 +119,7 @@ live_on()
     def test_without_proc_and_other_programs_the_training_and_its_group_are_ended(self) -> None:
         self.config("a", DEAF + "fork_off(deaf)\ndeaf()")
         environment = {**os.environ, "PATH": str(self.dir)}
-        runner = self.start_faulty(HIDE_PROC, "--configs", "a.py", "--grace", 0.2, env=environment)
+        runner = self.start_faulty(HIDE_PROC + QUICK, "--configs", "a.py", "--grace", 0.2, env=environment)
         pids = self.pids(2)
         self.kill(runner)
         self.assert_ended(pids)

@@ -100,7 +100,7 @@ raise ValueError(f"gone wrong: {odd}\\nstep 9: train loss 0.1, val loss 0.1")
                 done = self.run_runner("--configs", "paint.py", "--tag", ESCAPES + MARKUP, *follow, expect=1)
                 self.assert_plain(done.stdout, done.stderr)
                 self.assertIn("gone wrong", self.master_log())
-                self.assertEqual(self.result("paint")["metrics"]["best_step"], 4)
+                self.assertEqual(self.result("paint")["metrics"]["best_step"], 9)
                 self.assertIn(ESCAPES.encode(), self.log("paint"))
                 self.check_views()
 
@@ -161,7 +161,7 @@ class PathTest(HostileCase):
             with self.subTest(name=name):
                 path.write_text(json.dumps({**summary, "results": {name: summary["results"]["a"]}}))
                 for option in ("--resume", "--status", "--report"):
-                    done = self.forked(option, expect=2)
+                    done = self.forked(option, self.batch(), expect=2)
                     self.assertRegex(done.stderr, re.compile(r"\Aerror: [^\n]*experiment_summary\.json[^\n]*\n\Z"))
                     self.assert_plain(done.stderr.replace("\n", ""))
         self.assertEqual([each.name for each in canary.iterdir()], ["stdout.log"])

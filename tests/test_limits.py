@@ -11,12 +11,12 @@ class TimeTest(RunnerCase):
         code += "signal.signal(signal.SIGUSR1, lambda *_: (print('got USR1'), sys.exit(5)))\nlive_on()"
         self.config("slow", code)
         self.config("good", "print('fine')")
-        code = "import sys, time\nfor _ in range(35):\n    time.sleep(0.1)\n    print('.', end='', file=sys.stderr, flush=True)"
+        code = "import sys, time\nfor _ in range(25):\n    time.sleep(0.1)\n    print('.', end='', file=sys.stderr, flush=True)"
         self.config("busy", code)  # longer than the limit, but not silent
         args = ["--jobs", 2, "--stop_signal", "SIGUSR1", "--retries", 1]
-        errors = {"timeout": r"not done after 3s \(--timeout\)", "stall": "stalled"}
-        timeout = self.start(*args, "--configs", "slow.py", "good.py", "--timeout", 3, "--base_out_dir", "timeout")
-        stall = self.start(*args, "--configs", "slow.py", "busy.py", "--stall", 3, "--base_out_dir", "stall")
+        errors = {"timeout": r"not done after 2s \(--timeout\)", "stall": "stalled"}
+        timeout = self.start(*args, "--configs", "slow.py", "good.py", "--timeout", 2, "--base_out_dir", "timeout")
+        stall = self.start(*args, "--configs", "slow.py", "busy.py", "--stall", 2, "--base_out_dir", "stall")
         self.ended(timeout, 0)
         self.ended(stall, 0)
         for option, error in errors.items():

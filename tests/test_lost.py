@@ -9,7 +9,7 @@ import subprocess
 import sys
 import unittest
 
-from tests.faulty import DEAF, HIDE_PROC, FaultyCase, stat_of
+from tests.faulty import DEAF, HIDE_PROC, QUICK, FaultyCase, stat_of
 from tests.support import CHILD_TOOLS, RUNNER, wait_for
 from tests.test_resume import ResumeCase
 
@@ -199,7 +199,7 @@ class WithoutProcTest(FaultyCase):
 
     def test_without_proc_a_training_that_ignores_the_stop_signal_is_killed(self) -> None:
         self.config("a", DEAF + "print('ready')\ndeaf()")
-        runner = self.start_faulty(HIDE_PROC, "--configs", "a.py", "--grace", 0.3)
+        runner = self.start_faulty(HIDE_PROC + QUICK, "--configs", "a.py", "--grace", 0.3)
         pids = self.pids(1)
         runner.send_signal(signal.SIGTERM)
         self.said(runner, 143)
@@ -209,7 +209,7 @@ class WithoutProcTest(FaultyCase):
     def test_without_proc_what_a_training_leaves_in_its_group_does_not_end_the_batch(self) -> None:
         self.config("a", CHILD_TOOLS + "note_pid()\nfork_off(await_file, 'go')")
         self.config("b", CHILD_TOOLS + "await_file('go')\nprint('b')")
-        runner = self.start_faulty(HIDE_PROC, "--configs", "a.py", "b.py", "--jobs", 2)
+        runner = self.start_faulty(HIDE_PROC + QUICK, "--configs", "a.py", "b.py", "--jobs", 2)
         [pid] = self.pids(1)
         wait_for(lambda: not stat_of(pid), "the end of the leader")
         self.go("go")

@@ -207,14 +207,16 @@ class FilesTest(RunnerCase):
             self.assertEqual(state, {"commit": commit, "branch": "trunk", "dirty": dirty})
 
     def test_the_settings_in_which_experiments_differ_are_in_the_table(self) -> None:
-        (self.dir / "train_run.py").write_text("n_layer = 2\nseed = 1\nexec(open('configurator.py').read())\n")
+        (self.dir / "train_run.py").write_text(
+            "n_layer = 2\nseed = 1\nexec(open('configurator.py').read())\nprint('iter 0: loss 1.0')\n"
+        )
         (self.dir / "configurator.py").write_text("")
         self.config("small", "n_layer = 3")
         self.config("large", "n_layer = 12")
         done = self.forked("--configs", "small.py", "large.py")
         table = done.stdout[done.stdout.index("experiment  ") :]
-        self.assertRegex(table, r"experiment +status +duration +n_layer\n")
-        self.assertRegex(table, r"large +completed +\S+ +12\n")
+        self.assertRegex(table, r"experiment +status +step +duration +n_layer *\n")
+        self.assertRegex(table, r"large +completed +0 +\S+ +12 *\n")
         self.assertNotIn("seed", table)
 
 

@@ -26,7 +26,12 @@ def read(source: Union[str, bytes]) -> tuple[dict[str, Any], bool]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "script.py")
         path.write_bytes(source.encode() if isinstance(source, str) else source)
-        return runner.read_settings(str(path))
+        return read_file(path)
+
+
+def read_file(path: Union[str, Path]) -> tuple[dict[str, Any], bool]:
+    found = runner.read_code(str(path), runner.read_source(str(path)))
+    return runner.own_settings(found), found.strict
 
 
 UNKNOWN = read("computed = f()\n")[0]["computed"]
@@ -270,14 +275,14 @@ class ReadSettingsTest(unittest.TestCase):
 
     def test_what_can_not_be_read_raises_oserror(self) -> None:
         with self.assertRaises(FileNotFoundError):
-            runner.read_settings("nowhere.py")
+            read_file("nowhere.py")
         with self.assertRaises((OSError, ValueError)):
-            runner.read_settings(os.curdir)
+            read_file(os.curdir)
 
     def test_the_stand_in_trainer_is_read_as_it_runs(self) -> None:
         """Each setting of the real script, by its own globals at the moment the configurator takes over."""
         script = TESTS / "train_run.py"
-        settings, strict = runner.read_settings(str(script))
+        settings, strict = read_file(script)
         tree = ast.parse(script.read_text(encoding="utf-8"))
         cut = next(n for n, each in enumerate(tree.body) if "configurator.py" in ast.dump(each))
         real: dict[str, Any] = {}

@@ -21,24 +21,31 @@ class TableTest(unittest.TestCase):
         results = [
             runner.Result(
                 config_name="a",
-                status="completed",
+                status=runner.Status.COMPLETED,
                 duration_seconds=61.0,
                 max_iters=5,
                 metrics=runner.Metrics(5, 1.0, 2.0, 1.5, 3),
-                settings={"lr": 0.1, "name": "x" * 30},
+                settings={"lr": 0.1, "name": "x" * 15},
+                warnings=["odd"],
             ),
             runner.Result(
-                config_name="b", status="failed", duration_seconds=1.0, error="one\nline", settings={"lr": 0.01}
+                config_name="b",
+                status=runner.Status.FAILED,
+                duration_seconds=1.0,
+                error="one\nline",
+                settings={"lr": 0.01},
             ),
             runner.Result(config_name="longer", metrics=runner.Metrics(7, 1.0, 3.0, 3.0, 7), settings={"name": True}),
         ]
         self.assertEqual(
             runner.table(results),
             [
-                "experiment  status     step  val loss  best val loss  duration  lr    name                  error",
-                "a           completed   5/5    2.0000        1.5000*      1m1s  0.1   xxxxxxxxxxxxxxxxxxx…",
-                "b           failed                                          1s  0.01                        one?line",
-                "longer      pending       7    3.0000         3.0000         -        True",
+                "experiment  status         step  val loss  best (*: of all)  duration  lr    name",
+                "a           completed (!)   5/5    2.0000           1.5000*      1m1s  0.1   xxxxxxxxxxxxxxx",
+                "    warning: odd",
+                "b           failed                                                 1s  0.01",
+                "    error: one?line",
+                "longer      pending           7    3.0000            3.0000         -        True",
             ],
         )
 
@@ -62,7 +69,7 @@ class StatusTest(RunnerCase):
         process.wait(60)
         out = self.forked("--status", self.batch()).stdout
         self.assertRegex(out, r": interrupted, 2 completed, 1 interrupted")
-        self.assertRegex(out, r"(?m)^runs +interrupted +4/10 .*its runner died")
+        self.assertRegex(out, r"(?m)^runs +interrupted +4/10 .*\n    error: its runner died")
         wait_for(lambda: not self.is_orphan_there(), "the end of the training")
         self.go("go")
         self.forked("--resume")
@@ -79,7 +86,7 @@ class StatusTest(RunnerCase):
         (self.batch() / "experiment_summary.json").unlink()
         out = self.forked("--status").stdout
         self.assertRegex(out, r"(?m)^good +completed +5 +2\.0000")
-        self.assertRegex(out, r"(?m)^bad +failed .*ValueError: no$")
+        self.assertRegex(out, r"(?m)^bad +failed .*\n    error: .*ValueError: no$")
         report = self.forked("--report").stdout
         self.assertTrue((self.dir / report.strip()).is_file())
 
@@ -185,7 +192,7 @@ class PrintTest(WrittenCase):
         os.close(sink)
         with open(source, encoding="utf-8") as file:
             lines = file.read().splitlines()
-        self.assertEqual((process.wait(PATIENCE), len(lines)), (0, 1002))
+        self.assertEqual((process.wait(PATIENCE), len(lines)), (0, 2002))
 
     @staticmethod
     def waiting_bytes(pipe: int) -> int:

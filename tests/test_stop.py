@@ -16,6 +16,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+from tests.faulty import QUICK, FaultyCase
 from tests.support import PATIENCE, RUNNER, RunnerCase, is_running, wait_for
 
 WAIT = "note_pid()\nprint('ready')\nlive_on()"
@@ -322,7 +323,7 @@ class StopSignalTest(StopCase):
         self.assertEqual(self.log("a"), b"ready\nbye\n")
 
 
-class LeftBehindTest(StopCase):
+class LeftBehindTest(StopCase, FaultyCase):
     """What outlives a training that has ended by itself."""
 
     def test_what_stays_in_the_group_is_killed_and_a_daemon_that_holds_the_output_is_not_waited_for(self) -> None:
@@ -339,7 +340,7 @@ class LeftBehindTest(StopCase):
         ):
             code = flood + stay.format(how) + begin.format(what)
             self.config(name, code + ("print('the last line')" if what == "live_on" else "os._exit(3)"))
-        done = self.run_runner("--configs", "orphan*.py", "daemon*.py", "--jobs", 4, expect=1)
+        out = self.said(self.start_faulty(QUICK, "--configs", "orphan*.py", "daemon*.py", "--jobs", 4), 1)
         self.assertEqual(list(self.statuses().values()), ["completed", "failed", "completed", "failed"])
         for name in ("orphan", "daemon"):
             self.assertEqual(self.log(name), b"the last line\n")
@@ -347,7 +348,7 @@ class LeftBehindTest(StopCase):
             self.assertEqual(self.result(f"{name}_floods")["return_code"], 3)
             for stream in ("stdout", "stderr"):
                 self.assertRegex(self.log(f"{name}_floods", stream)[:6000], rb"\A(flood\n)*\Z")
-        for text in (done.stdout, self.master_log()):
+        for text in (out, self.master_log()):
             for name in ("orphan", "orphan_floods"):
                 self.assertRegex(text, rf"{name}: killed what it left behind: pid \d+")
             self.assertRegex(text, "daemon: .*outside its group.*left alone")
@@ -371,7 +372,7 @@ class LeftBehindTest(StopCase):
         """As `scancel` and a service manager do it: they signal every process."""
         code = "fork_off(lambda: (deaf(), note_pid(), live_on()))\n"
         self.config("both", code + "await_file('pids')\nprint('ready')\nlive_on()")
-        runner = self.start("--configs", "both.py", *TERM)
+        runner = self.start_faulty(QUICK, "--configs", "both.py", *TERM)
         self.wait_for_line("both", b"ready\n")
         wait_for(lambda: self.metadata_pid("both"), "the training's pid")
         runner.send_signal(signal.SIGSTOP)

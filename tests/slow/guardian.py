@@ -16,10 +16,10 @@ import time
 import unittest
 
 from tests.faulty import DEAF
-from tests.slurm.cluster import Cluster
+from tests.slow._cluster import Cluster
+from tests.slow.slurm import SlurmCase
 from tests.support import PATIENCE, is_running, wait_for, working_in
 from tests.test_guardian import TREE, GuardianCase
-from tests.test_slurm import SlurmCase
 
 SEED = int(os.environ.get("GUARDIAN_SEED") or random.SystemRandom().randrange(10**6))
 CASES = int(os.environ.get("GUARDIAN_CASES") or 100)
