@@ -103,8 +103,12 @@ class CompleteTest(unittest.TestCase):
 
     def test_every_key_of_what_only_some_batches_have_is_named(self) -> None:
         self.assert_all_named(item.name for item in dataclasses.fields(runner.SeedGroup))
-        self.assert_all_named(item.name for item in dataclasses.fields(runner.PlannedExperiment) if item.name != "sweep")
-        self.assert_all_named(["stopped_because", "shard", "index", "count", "plan_digest", "groups", "batches", "notes"])
+        self.assert_all_named(
+            item.name for item in dataclasses.fields(runner.PlannedExperiment) if item.name != "sweep"
+        )
+        self.assert_all_named(
+            ["stopped_because", "shard", "index", "count", "plan_digest", "groups", "batches", "notes"]
+        )
 
     def test_it_is_no_longer_than_can_be_read(self) -> None:
         self.assertLessEqual(len(README.splitlines()), 420)
