@@ -57,14 +57,16 @@ class CompleteTest(unittest.TestCase):
         self.assert_all_named(self.options())
 
     def test_no_option_is_named_that_does_not_exist(self) -> None:
-        rows = re.findall(r"(?m)^\| `(--\w+)", README[README.index("\n## Options") : README.index("\n## Settings")])
-        self.assertEqual(set(rows) - self.options(), {"--any_setting"})
+        rows = re.findall(r"(?m)^\| (`--[^|]*) \|", README[README.index("\n## Options") : README.index("\n## Files")])
+        given = {option for row in rows for option in re.findall(r"`(--\w+)", row)}
+        self.assertEqual(given - self.options(), {"--any_setting"})
 
     def test_every_status_and_every_exit_code_is_named(self) -> None:
         statuses = "pending running completed failed timeout interrupted error".split()
         self.assert_all_named([*statuses, "errors", "timeouts"])
+        codes = README[README.index("\nExit codes: ") :].split("\n\n")[0]
         for code in ("0", "1", "2", "75", "128+N"):
-            self.assertIn(f"\n| {code} | ", README)
+            self.assertIn(f"`{code}` ", codes)
 
     def test_every_key_of_a_result_is_named(self) -> None:
         self.assert_all_named(item.name for item in dataclasses.fields(runner.Result))
@@ -80,15 +82,36 @@ class CompleteTest(unittest.TestCase):
             for arguments in (["--configs", "easy.py", "--device", "cuda"], ["--resume", "--device", "cpu"]):
                 subprocess.run([*command, *arguments], cwd=folder, capture_output=True, timeout=4 * PATIENCE)
             status = subprocess.run([*command, "--status", "--json"], cwd=folder, capture_output=True, check=True)
+            both = subprocess.run(
+                [*command, "--status", "experiments/latest", "experiments/latest/", "--json"],
+                cwd=folder,
+                capture_output=True,
+                check=True,
+            )
             batch = folder / "experiments" / "latest"
+            planned = json.loads((batch / "plan" / "plan.json").read_bytes())
             summary = json.loads((batch / "experiment_summary.json").read_bytes())
             result = json.loads((batch / "easy" / "experiment_result.json").read_bytes())
             metadata = json.loads((batch / "easy" / "experiment_metadata.json").read_bytes())
         self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
         shown = json.loads(status.stdout)
-        for value in (summary, *summary["resumes"], result, *result["attempt_history"], metadata, shown):
+        several = json.loads(both.stdout)
+        records = (summary, *summary["resumes"], result, *result["attempt_history"], metadata, shown, several)
+        for value in (*records, planned, planned["experiments"][0]):
             self.assert_all_named(value)
         self.assert_all_named(shown["experiments"][0])
+
+    def test_every_key_of_what_only_some_batches_have_is_named(self) -> None:
+        self.assert_all_named(item.name for item in dataclasses.fields(runner.SeedGroup))
+        self.assert_all_named(
+            item.name for item in dataclasses.fields(runner.PlannedExperiment) if item.name != "sweep"
+        )
+        self.assert_all_named(
+            ["stopped_because", "shard", "index", "count", "plan_digest", "groups", "batches", "notes"]
+        )
+
+    def test_it_is_no_longer_than_can_be_read(self) -> None:
+        self.assertLessEqual(len(README.splitlines()), 420)
 
     def test_what_it_refers_to_exists(self) -> None:
         links = set(re.findall(r"\]\(([^)#:]+)\)", README))
@@ -100,8 +123,9 @@ class CompleteTest(unittest.TestCase):
 
     def test_each_row_of_the_table_of_faults_names_tests_that_exist(self) -> None:
         """By module: `test_stop` is tests/test_stop.py, `slow/fuzz` is tests/slow/fuzz.py."""
-        rows = re.findall(r"(?m)^\|[^|]*\|[^|]*\| *(`[^|]*`) *\|$", README[README.index("\n## Reliability") :])
-        self.assertGreater(len(rows), 20)
+        rows = re.findall(r"(?m)^\|[^|]*\|[^|]*\| *(`[^|]*`) *\|$", README[README.index("\n## Promises") :])
+        self.assertGreater(len(rows), 15)
+        self.assertLessEqual(len(rows), 30)
         for row in rows:
             names = re.findall(r"`([^`]*)`", row)
             self.assertTrue(names, row)

@@ -200,10 +200,22 @@ class Cluster:
             lambda: _listens(munge_socket),
         )
         self._start_daemon(["slurmctld", "-D", "-f", conf], lambda: "is UP" in self.client("scontrol", "ping"))
+        self._start_node(host)
+
+    def _start_node(self, host: str) -> None:
         self._start_daemon(
-            ["slurmd", "-D", "-N", host, "-f", conf],
-            lambda: self.client("sinfo", "-h", "--partition=debug", "-o", "%T").strip() == "idle",
+            ["slurmd", "-D", "-N", host, "-f", self.env["SLURM_CONF"]],
+            lambda: (
+                self.client("sinfo", "-h", "--partition=debug", "-o", "%T").strip() in ("idle", "mixed", "allocated")
+            ),
         )
+
+    def restart_node(self) -> None:
+        """Kill the node's daemon with -9 and start it again; what runs on the node lives on."""
+        _signal([self.pids["slurmd"]], signal.SIGKILL)
+        while Path(f"/proc/{self.pids['slurmd']}").exists():
+            time.sleep(POLL)
+        self._start_node(socket.gethostname().partition(".")[0])
 
     def _start_daemon(self, command: list[str], is_up: Callable[[], bool]) -> None:
         name = command[0]

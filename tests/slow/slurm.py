@@ -132,45 +132,60 @@ class JobsTest(SlurmCase):
 
 
 class BatchScriptTest(SlurmCase):
-    """The README's sbatch script, with this test's paths in it."""
+    """The README's batch script, as it stands there but for the number of shards."""
+
+    EXPERIMENTS, SHARDS = 12, 4
 
     def script(self) -> str:
         readme = (TESTS.parent / "README.md").read_text(encoding="utf-8")
         match = re.search(r"(?s)```sh\n(#!/bin/bash\n#SBATCH.*?)```", readme)
         assert match, "README.md holds no batch script"
-        return match[1]
+        script = match[1].replace("--array=1-64%8", f"--array=1-{self.SHARDS}").replace("shards=64", "shards=4")
+        self.assertNotIn("64", script)
+        return script
 
-    def test_a_requeued_batch_script_continues_by_itself(self) -> None:
+    def submit(self) -> str:
+        command = ("sbatch", "--parsable", "--output=%A_%a.out", f"--chdir={self.dir}", str(self.dir / "job.sh"))
+        return self.cluster.client(*command).strip()
+
+    def shard_of(self, number: int) -> Path:
+        return self.dir / "experiments" / "night" / str(number) / "latest"
+
+    def output(self, number: int, log: str = "stdout") -> bytes:
+        """What the first experiment of a shard has printed."""
+        path = self.shard_of(number) / f"run_{number - 1}" / f"{log}.log"
+        return path.read_bytes() if path.exists() else b""
+
+    def stored(self, number: int) -> Any:
+        return self.json(self.shard_of(number) / "experiment_summary.json")
+
+    def test_an_array_survives_a_requeue_a_cancelled_element_and_the_loss_of_slurmd(self) -> None:
         for name in ("train_run.py", "configurator.py"):
             shutil.copy(TESTS / name, self.dir)
         shutil.copy(RUNNER, self.dir)
         (self.dir / "config").mkdir()
-        for number in range(2):
-            self.config(
-                f"config/run_{number}", f"seed = {number}\nmax_iters = 400\neval_interval = 10\neval_iters = 2\n"
-            )
+        for number in range(self.EXPERIMENTS):
+            settings = f"seed = {number}\nmax_iters = 400\neval_interval = 10\neval_iters = 2\n"
+            self.config(f"config/run_{number}", settings)
         (self.dir / "job.sh").write_text(self.script())
-        command = ("sbatch", "--parsable", "--output=job.out", f"--chdir={self.dir}", str(self.dir / "job.sh"))
-        self.job = self.cluster.client(*command).strip()
-        wait_for(lambda: b"step 20:" in self.log("run_0"), "the first evaluations")
-        self.cluster.client("scontrol", "requeue", self.job)
-        wait_for(self.runs_again, "the job to run again")
-        wait_for(lambda: b"[RUNNER] attempt 2 continues" in self.log("run_0", "combined"), "the second attempt")
-        wait_for(lambda: self.is_completed("run_1"), "the end of the batch")
-        self.assert_nothing_left()
-        batches = [path for path in self.batch().parent.iterdir() if not path.is_symlink()]
-        self.assertEqual(len(batches), 1, "a batch was begun anew")
-        self.assertEqual(self.summary()["completed"], 2)
-
-    def batch(self) -> Path:
-        return (self.dir / "experiments" / f"job_{self.job}" / "latest").resolve(strict=True)
-
-    def runs_again(self) -> bool:
-        """Whether the requeued job runs."""
-        queue = self.cluster.queue()
-        shown = self.cluster.client("scontrol", "show", "job", self.job)
-        return " R " in queue and "Restarts=1" in shown
-
-    def is_completed(self, name: str) -> bool:
-        path = self.batch() / name / "experiment_result.json"
-        return path.exists() and self.json(path)["status"] == "completed"
+        job = self.submit()
+        for number in (1, 2):  # the cluster has room for two
+            wait_for(lambda number=number: b"step 20:" in self.output(number), "the first evaluations")  # type: ignore[misc]
+        self.cluster.client("scancel", f"{job}_2")
+        self.cluster.client("scontrol", "requeue", f"{job}_1")
+        wait_for(lambda: self.stored(2)["state"] == "interrupted", "the end of the cancelled element")
+        wait_for(lambda: b"[RUNNER] attempt 2 continues" in self.output(1, "combined"), "the second attempt")
+        self.cluster.restart_node()
+        self.cluster.wait_empty(6 * PATIENCE)
+        done = [self.stored(number)["completed"] for number in range(1, self.SHARDS + 1)]
+        self.assertEqual([done[0], *done[2:]], [3, 3, 3])
+        self.assertLess(done[1], 3)
+        self.submit()  # what is finished ends at once, what was cancelled goes on
+        self.cluster.wait_empty(6 * PATIENCE)
+        self.assertEqual([self.stored(number)["completed"] for number in range(1, self.SHARDS + 1)], [3] * self.SHARDS)
+        batches = list((self.dir / "experiments" / "night").glob("*/experiment_*"))
+        self.assertEqual(len(batches), self.SHARDS, "a batch was begun anew")
+        shown = self.run_runner("--status", "experiments/night/*/latest", expect=0).stdout
+        for number in range(self.EXPERIMENTS):
+            self.assertRegex(shown, rf"(?m)^run_{number} +completed +400/400")
+        self.assertNotIn("missing", shown)
