@@ -1,8 +1,4 @@
 #!/usr/bin/env python3
-# /// script
-# requires-python = ">=3.9"
-# dependencies = []
-# ///
 """Run a nanoGPT-style training script once per config file, and lose nothing.
 
     python run_experiments.py --configs "config/*.py" --device cuda --batch_size 8
@@ -57,7 +53,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Any, Callable, NoReturn, Optional, Protocol, TypeVar, Union
 
-__version__ = "1.1.0"
+__version__ = "2.0.0"
 
 GRACE = 10.0  # seconds between the stop signal and KILL, unless --grace says otherwise
 LOGS = {name: f"{name}.log" for name in ("stdout", "stderr", "combined")}
@@ -235,10 +231,10 @@ def clean(text: str) -> str:
     return "".join(each if each.isprintable() else "?" for each in text)
 
 
-def show_duration(seconds: Optional[float]) -> str:
-    """`5.3s`, `12m5s`, `3h20m`: the two largest units; `-` for what isn't known."""
+def show_duration(seconds: Optional[float], unknown: str = "-") -> str:
+    """`5.3s`, `12m5s`, `3h20m`: the two largest units."""
     if seconds is None or not math.isfinite(seconds):
-        return "-"
+        return unknown
     if seconds < 60:
         return f"{seconds:.1f}s".replace(".0s", "s")
     minutes, left = divmod(int(seconds), 60)
@@ -353,9 +349,8 @@ class Unknown:
 
 UNKNOWN = Unknown()
 WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-BOOLEANS = {"true": "True", "false": "False"}
-JSON_WORDS = {**BOOLEANS, "null": "None"}
-JSON_WORD = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(true|false|null)\b""")  # what is quoted, or a word
+JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
+JSON_WORD = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(true|false|null)\b""", re.I)  # or what is quoted
 USUAL: dict[str, Any] = {  # settings with an option of their own: an example of their type, where the trainer has none
     "batch_size": 8,
     "wandb_project": "",
@@ -366,51 +361,33 @@ USUAL: dict[str, Any] = {  # settings with an option of their own: an example of
     "max_iters": 1000,
     "learning_rate": 1e-3,
 }
-OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
-    ast.Add: operator.add,
-    ast.Sub: operator.sub,
-    ast.Mult: operator.mul,
-    ast.Div: operator.truediv,
-}
-NAMESPACES = ("globals()", "locals()", "vars()")  # at the top level these hold the settings themselves
-OPAQUE_CALLS = ("exec", "globals().update", "locals().update", "vars().update")
+OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 LIKE_ENOUGH = 0.85  # of 1: `learning_rat` is near learning_rate, a helper such as `min_iters` isn't near max_iters
 HARMLESS = {(int, float), (int, bool), (list, tuple), (tuple, list)}  # (a config's type, the default's)
 
 
 @dataclass
-class Reading:
-    """What reading a config, or any other source, tells."""
-
-    settings: dict[str, Any] = field(default_factory=dict)
-    strict: bool = False  # it execs configurator.py itself
-    opaque: bool = False  # it may set any name: what isn't assigned after that is UNKNOWN
-    uses_file: bool = False  # it mentions __file__, so it matters where it lies
-    source: bytes = b""
-    imported: set[str] = field(default_factory=set)  # those of the settings that only an import binds
-    reads: set[str] = field(default_factory=set)  # names that it uses
-    bare: bool = False  # nothing but comments and expressions in it, as in a config that leaves all as it is
-    problem: Optional[str] = None  # why it can't be used
-
-
-@dataclass
 class Script:
-    """What reading the training script tells."""
+    """What reading the training script, or a config, tells."""
 
     path: str
     settings: dict[str, Any] = field(default_factory=dict)
-    strict: bool = False  # it uses nanoGPT's configurator.py
-    opaque: bool = False  # it may have more settings than are known
-    uses_file: bool = False  # it or its configurator.py mentions __file__, beyond finding configurator.py
-    imported: set[str] = field(default_factory=set)  # names that an import binds: the configurator takes them too
-    free: bool = False  # --command: any key and value reaches it as written
+    strict: bool = False  # it execs nanoGPT's configurator.py
+    opaque: bool = False  # it may set any name: what isn't assigned after that is UNKNOWN
+    uses_file: bool = False  # it, or for the training script its configurator, mentions __file__: a copy won't do
+    free: bool = False  # it stands for a --command, which any key and value reaches as written
+    imported: set[str] = field(default_factory=set)  # what an import binds: no setting, but the configurator takes it
+    reads: set[str] = field(default_factory=set)  # names that it uses
+    source: bytes = b""
+    warnings: list[str] = field(default_factory=list)  # what in a config is probably a mistake
+    problem: Optional[str] = None  # why it can't be used
 
 
 class SourceReader(ast.NodeVisitor):
     """Collects the names that statements set, in order. What functions and classes set are no settings."""
 
-    def __init__(self) -> None:
-        self.found = Reading()
+    def __init__(self, found: Script) -> None:
+        self.found = found
 
     def read(self, statement: ast.stmt) -> None:
         """Take in a top-level statement; what it sets is UNKNOWN, unless it assigns literals."""
@@ -436,14 +413,10 @@ class SourceReader(ast.NodeVisitor):
         self.found.opaque = True
         self.found.settings = dict.fromkeys(self.found.settings, UNKNOWN)
 
-    def pass_over(self, node: ast.AST) -> None:
+    def visit_FunctionDef(self, node: ast.AST) -> None:
         pass
 
-    visit_FunctionDef = visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_comprehension = pass_over
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if node.value:  # else it only tells a type
-            self.generic_visit(node)
+    visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_comprehension = visit_FunctionDef
 
     def visit_Name(self, node: ast.Name) -> None:
         # A list that is read may be changed in place, by `stages.append(...)` or through another name for it.
@@ -459,18 +432,13 @@ class SourceReader(ast.NodeVisitor):
         name = node.asname or node.name.partition(".")[0]
         if name == "*":
             self.lose_all()
-            return
-        if name not in self.found.settings:
+        elif name in self.found.settings:
+            self.found.settings[name] = UNKNOWN
+        else:
             self.found.imported.add(name)
-        self.found.settings[name] = UNKNOWN
 
     def visit_Call(self, node: ast.Call) -> None:
-        if ast.unparse(node.func) in OPAQUE_CALLS:
-            self.lose_all()
-        self.generic_visit(node)
-
-    def visit_Subscript(self, node: ast.Subscript) -> None:
-        if not isinstance(node.ctx, ast.Load) and ast.unparse(node.value) in NAMESPACES:
+        if ast.unparse(node.func) in ("exec", "globals().update"):
             self.lose_all()
         self.generic_visit(node)
 
@@ -489,11 +457,7 @@ def fold(node: ast.expr) -> Any:
     if not isinstance(node, ast.BinOp):
         return ast.literal_eval(node)
     work = OPERATORS[type(node.op)]
-    left = fold(node.left)
-    right = fold(node.right)
-    if max(abs(left), abs(right)) > 1e100:  # abs raises TypeError for what is no number
-        raise ValueError("not plain arithmetic")
-    return work(left, right)
+    return work(+fold(node.left), +fold(node.right))  # the plus raises TypeError for what is no number
 
 
 def uses_configurator(statement: ast.stmt) -> bool:
@@ -503,52 +467,26 @@ def uses_configurator(statement: ast.stmt) -> bool:
 
 
 def read_source(path: str) -> bytes:
-    """Raises OSError where the file can't be read, ValueError where it is none."""
-    if not os.path.isfile(path):
-        os.stat(path)  # raises for what isn't there
-        raise ValueError(f"{path}: not a regular file")
     with open(path, "rb") as file:
         return file.read()
 
 
-def read_code(path: str, source: bytes) -> Reading:
+def read_code(path: str, source: bytes) -> Script:
     """What a source sets before it execs configurator.py; raises ValueError with place and text if it doesn't parse."""
     try:
-        return read_statements(ast.parse(source).body, source)
+        body = ast.parse(source).body
     except SyntaxError as error:
-        line = f", line {error.lineno}" if error.lineno else ""
         text = f": {error.text.strip()}" if error.text else ""
-        raise ValueError(f"{path}{line}: {error.msg}{text}") from None
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}{text}") from None
     except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path}: not Python: {error or type(error).__name__}") from None
-
-
-def read_statements(body: Sequence[ast.stmt], source: bytes) -> Reading:
-    reader = SourceReader()
-    lines = source.splitlines()
+        raise ValueError(f"{path}: not Python: {error}") from None
+    reader = SourceReader(Script(path, source=source, uses_file=b"__file__" in source))
     for statement in body:
         if uses_configurator(statement):
-            # A script may use __file__ to find configurator.py: that has nothing to do with where a config lies.
-            del lines[statement.lineno - 1 : statement.end_lineno]
             reader.found.strict = True
             break
         reader.read(statement)
-    reader.found.source = source
-    reader.found.uses_file = any(b"__file__" in line for line in lines)
-    reader.found.bare = all(isinstance(each, ast.Expr) for each in body)
     return reader.found
-
-
-def own_settings(found: Reading) -> dict[str, Any]:
-    return {key: value for key, value in found.settings.items() if key not in found.imported}
-
-
-def read_settings(path: str) -> tuple[dict[str, Any], bool]:
-    """The top-level assignments that stand before configurator.py is exec'd, and whether it is.
-
-    Raises OSError where the file can't be read, ValueError where it doesn't parse."""
-    found = read_code(path, read_source(path))
-    return own_settings(found), found.strict
 
 
 def default_script() -> str:
@@ -559,27 +497,15 @@ def default_script() -> str:
 
 def read_script(path: str, launcher: str) -> Script:
     """Raises UsageError where there is no training script that could run."""
-    if not os.path.isfile(path):
-        raise UsageError(f"training script not found: {path}; name it with --train_script")
-    try:
-        found = read_code(path, read_source(path))
-    except OSError as error:
-        raise UsageError(f"training script can't be read: {path}: {error.strerror}") from None
-    except ValueError as error:
-        if launcher:  # what stands there need not be Python, or not this Python
-            return Script(path)
-        raise UsageError(f"training script doesn't parse: {error}") from None
-    uses_file = found.uses_file or (found.strict and configurator_uses_file(path))
-    return Script(path, own_settings(found), found.strict, found.opaque, uses_file, found.imported)
-
-
-def configurator_uses_file(script: str) -> bool:
-    places = (os.path.dirname(script), "")  # beside it, or in the working directory
-    for folder in places:
-        with contextlib.suppress(OSError, ValueError):
-            if b"__file__" in read_source(os.path.join(folder, "configurator.py")):
-                return True
-    return False
+    # What a launcher starts need not be Python, or not this Python.
+    script = read_config(path, Script(path, strict=True, free=bool(launcher)))
+    if script.problem:
+        raise UsageError(f"training script can't be used: {script.problem}; see --train_script")
+    script.uses_file = False  # its own __file__ doesn't depend on the config
+    for folder in (os.path.dirname(path), ""):  # the configurator lies beside it, or in the working directory
+        with contextlib.suppress(OSError):
+            script.uses_file |= b"__file__" in read_source(os.path.join(folder, "configurator.py"))
+    return script
 
 
 def read_trainer(options: Options) -> Script:
@@ -587,20 +513,18 @@ def read_trainer(options: Options) -> Script:
     return Script("", free=True) if options.command else read_script(options.train_script, options.launcher)
 
 
-def read_config(path: str, script: Script) -> Reading:
+def read_config(path: str, trainer: Script) -> Script:
     """Never raises: `problem` says why it can't be used. What no configurator execs need not be Python."""
+    unparsed = Script(path)
     try:
-        source = read_source(path)
-    except (OSError, ValueError) as error:
-        reason = f"{path}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        return Reading(problem=reason)
-    unparsed = Reading(source=source, uses_file=b"__file__" in source)
-    if not script.strict and not path.endswith(".py"):
-        return unparsed
-    try:
-        return read_code(path, source)
+        unparsed.source = read_source(path)
+        if trainer.strict or path.endswith(".py"):
+            return read_code(path, unparsed.source)
+    except OSError as error:
+        unparsed.problem = f"{path}: {error.strerror}"
     except ValueError as error:
-        return unparsed if script.free else replace(unparsed, problem=str(error))
+        unparsed.problem = None if trainer.free else str(error)
+    return unparsed
 
 
 def same_code(a: bytes, b: bytes) -> bool:
@@ -610,12 +534,10 @@ def same_code(a: bytes, b: bytes) -> bool:
     return a == b
 
 
-def effective_settings(script: Script, config: Reading) -> dict[str, Any]:
-    """The script's defaults below what the config sets."""
-    settings = dict.fromkeys(script.settings, UNKNOWN) if config.opaque else dict(script.settings)
-    helpers = config.imported - settings.keys()
-    settings.update((key, value) for key, value in config.settings.items() if key not in helpers)
-    return settings
+def effective_settings(trainer: Script, config: Script) -> dict[str, Any]:
+    """The trainer's defaults below what the config sets."""
+    untold = trainer.settings if config.opaque else config.imported & trainer.settings.keys()
+    return {**trainer.settings, **dict.fromkeys(untold, UNKNOWN), **config.settings}
 
 
 def nearest(name: str, candidates: Iterable[str], least: float = 0.6) -> list[str]:
@@ -625,15 +547,18 @@ def nearest(name: str, candidates: Iterable[str], least: float = 0.6) -> list[st
     return difflib.get_close_matches(name, list(candidates), 3, least)
 
 
-def config_warnings(config: Reading, script: Script) -> list[str]:
+def config_warnings(config: Script, trainer: Script) -> list[str]:
     """What a config sets that is probably a mistake: a name near to a setting's, a value of another type."""
     lines = []
-    strangers = own_settings(config).keys() - script.settings.keys() - script.imported
     for key, value in config.settings.items():
-        if key in script.settings:
-            lines += type_warning(key, value, script.settings[key])
-        elif key in strangers and not script.opaque:
-            lines += name_warning(key, config, script)
+        if key in trainer.settings:
+            lines += type_warning(key, value, trainer.settings[key])
+            continue
+        # A name that the config reads again is a variable of its own.
+        is_meant = trainer.opaque or key in trainer.imported or key in config.reads
+        close = [] if is_meant else nearest(key, trainer.settings, LIKE_ENOUGH)
+        if close:
+            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have; did you mean {close[0]!r}?")
     return lines
 
 
@@ -646,257 +571,154 @@ def type_warning(key: str, value: Any, default: Any) -> list[str]:
     return [f"{told}; the trainer's default {show_value(repr(default))} is of type {wanted.__name__}"]
 
 
-def name_warning(key: str, config: Reading, script: Script) -> list[str]:
-    close = nearest(key, script.settings, LIKE_ENOUGH)
-    if not close or key in config.reads:  # a name that it reads again is a variable of its own
-        return []
-    return [f"config sets {key!r}, which {script.path} doesn't have; did you mean {close[0]!r}?"]
-
-
 @functools.lru_cache(maxsize=4096)
-def read_as_configurator(text: str) -> Any:
-    """What the trainer's configurator makes of a text; raises what it would die of."""
+def as_configurator(text: str) -> Any:
+    """What the trainer's configurator makes of a text: a literal, or the text itself; UNKNOWN where it would die."""
     try:
         return ast.literal_eval(text)
     except (SyntaxError, ValueError):
         return text
+    except Exception:
+        return UNKNOWN
 
 
 def trainer_form(text: str, default: Any, strict: bool) -> str:
     """Write a value so that the trainer's configurator finds the type of `default` in it.
 
     Raises ValueError with what was wanted where the text can't be read as that type."""
-    write = FORMS.get(type(default))
-    return write(text, strict) if write else literal_form(text, type(default), strict)
+    kind = type(default)
+    if kind in (bool, int, float):
+        return number_form(text, kind)
+    if not strict:
+        return text
+    literal = text if kind is str else python_words(text)
+    value = as_configurator(literal)
+    fits = value is not UNKNOWN if kind is Unknown else type(value) is kind
+    if fits:
+        return quoted(value) if "=" in literal else literal
+    if kind in (str, Unknown):
+        return quoted(text)
+    raise ValueError(f"a {kind.__name__}")
 
 
-def bool_form(text: str, _strict: bool) -> str:
-    word = text.strip().lower()
-    if word not in WORDS:
-        raise ValueError("true or false")
-    return str(WORDS[word])
-
-
-def int_form(text: str, _strict: bool) -> str:
-    number = read_number(text)
+def number_form(text: str, kind: type) -> str:
+    if kind is bool:
+        word = text.strip().lower()
+        if word not in WORDS:
+            raise ValueError("true or false")
+        return str(WORDS[word])
+    number = read_number(text, kind)
+    if kind is float:
+        if math.isnan(number):
+            raise ValueError("a number")
+        return repr(float(number)).replace("inf", "1e999")  # the configurator reads a bare inf as a text
     if number % 1 != 0:  # as it is not for nan and inf either
         raise ValueError("a whole number")
     return str(int(number))
 
 
-def float_form(text: str, _strict: bool) -> str:
-    number = float(read_number(text))
-    if math.isnan(number):
-        raise ValueError("a number")
-    return repr(number).replace("inf", "1e999")  # the configurator reads a bare inf as a text
-
-
-def text_form(text: str, strict: bool) -> str:
-    value = read_or(text, None)
-    if not isinstance(value, str):
-        return quoted(text)
-    return one_equals_sign(text, value) if strict else text
-
-
-def unknown_form(text: str, strict: bool) -> str:
-    """For a default that isn't known: what looks like a number or a list stays one, true and false become Python's."""
-    if not strict:
-        return text
-    literal = BOOLEANS.get(text.strip().lower(), python_words(text))
-    value = read_or(literal, UNKNOWN)
-    return quoted(text) if value is UNKNOWN else one_equals_sign(literal, value)
-
-
-def literal_form(text: str, kind: type, strict: bool) -> str:
-    """For a list, a tuple, a dict or None."""
-    literal = python_words(text)
-    value = read_or(literal, UNKNOWN)
-    if type(value) is not kind:
-        raise ValueError(f"a {kind.__name__}")
-    return one_equals_sign(literal, value) if strict else text
-
-
-def one_equals_sign(literal: str, value: Any) -> str:
-    """A literal in which no `=` stands: the configurator splits on every one."""
-    return quoted(value) if "=" in literal else literal
-
-
-FORMS: dict[type, Callable[[str, bool], str]] = {
-    bool: bool_form,
-    int: int_form,
-    float: float_form,
-    str: text_form,
-    Unknown: unknown_form,
-}
-
-
-def read_or(text: str, otherwise: Any) -> Any:
-    """What the configurator makes of a text, or `otherwise` where it would die of it."""
-    try:
-        return read_as_configurator(text)
-    except Exception:
-        return otherwise
-
-
 def python_words(text: str) -> str:
-    """JSON's true, false and null in a list or dict as Python's; any other text as it is."""
-    if not text.lstrip().startswith(("[", "{", "(")):
-        return text
-    words = JSON_WORD.sub(lambda match: match[1] or JSON_WORDS[match[2]], text)
-    return text if isinstance(read_or(words, ""), str) else words
+    """true, false and null, alone or in a list or dict, as Python's; any other text as it is."""
+    words = JSON_WORD.sub(lambda match: match[1] or JSON_WORDS[match[2].lower()], text)
+    return text if isinstance(as_configurator(words), str) else words
 
 
 def quoted(value: Any) -> str:
+    """A literal in which no `=` stands: the configurator splits at every one."""
     return repr(value).replace("=", "\\x3d")
 
 
-def read_number(text: str) -> Union[int, float]:
-    """The number in a text, nan where there is none."""
-    for read in (int, float, ast.literal_eval):
+def read_number(text: str, kind: type = float) -> float:
+    """The number in a text, an int or a float; nan where there is none."""
+    for read in (kind, float, ast.literal_eval):
         with contextlib.suppress(Exception):
             value = read(text)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return value if abs(value) < 10**300 else float(value)
+            if type(value) in (int, float):
+                return float(value) if kind is float else value
     return math.nan
 
 
-def plain_value(form: str, strict: bool, default: Any = "") -> Any:
-    """What a value in the trainer's form means, for JSON and tables; as a text it gives the same form again."""
-    value = read_or(form, form)
-    with contextlib.suppress(ValueError):  # not of the default's type, or a number of thousands of digits
-        if isinstance(value, str):
-            return value if trainer_form(value, default, strict) == form else form
-        if isinstance(value, (bool, int, float)) and repr(value) == form:
-            return value
-    return form
+def plain_value(form: str, strict: bool) -> Any:
+    """What a value in the trainer's form means, for JSON and tables."""
+    value = as_configurator(form)
+    is_number = isinstance(value, (bool, int, float)) and repr(value) == form
+    is_text = isinstance(value, str) and strict
+    return value if is_number or is_text else form
 # ---------------------------------------------------------------------------------------------------- plan
 # Which experiments there are, under which names, and the command of each. Lists configs; knows no batch's directory and
 # no processes.
 
-ALIASES = {  # what people call settings elsewhere
-    "lr": "learning_rate",
-    "bs": "batch_size",
-    "wd": "weight_decay",
-    "iters": "max_iters",
-    "steps": "max_iters",
-    "max_steps": "max_iters",
-    "epochs": "max_iters",
-    "num_layers": "n_layer",
-    "num_heads": "n_head",
-    "seq_len": "block_size",
-    "context_length": "block_size",
-    "wandb": "wandb_log",
-}
-NO_SEED = "its seed is probably a number in its code (nanoGPT: torch.manual_seed(1337 + seed_offset)); "
+# What people call settings elsewhere, where it isn't spelled alike.
+ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}
+NO_SEED = "its seed is probably a number in its code, torch.manual_seed(1337 + seed_offset) in nanoGPT: "
 NO_SEED += "write seed = 1337 above the line that execs configurator.py, and use it there"
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
 INVENTED = ("out_dir", "wandb_run_name")  # settings that differ by the runner's own doing
-BRACES = re.compile(r"\{\{|\}\}|\{([\w:]*)\}|[{}]")
-OVERRIDES = ("overrides", "overrides:hydra")  # names in a --command that stand for several words
+BRACES = re.compile(r"\{\{|\}\}|\{[\w:]*\}|[{}]")
 QUOTES = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 
 def expand_configs(
-    patterns: Sequence[str],
-    script: Union[Script, str],
-    say: Callable[[str], None],
-    read: Optional[Callable[[str], Reading]] = None,
+    patterns: Sequence[str], trainer: Script, say: Callable[[str], None], read: Callable[[str], Script]
 ) -> list[str]:
-    """The config files that files and glob patterns name, in their order, each once; `say` gets what is left out.
-
-    `read` reads a config in place of read_config, for one who will need it again."""
-    trainer = Script(script) if isinstance(script, str) else script
-    read_one = read or functools.partial(read_config, script=trainer)
-    names = {pattern for pattern in patterns if os.path.lexists(pattern)}
+    """The config files that files and glob patterns name, in their order, each once; `say` gets what is left out."""
+    matches = [(path, path == pattern) for pattern in patterns for path in matches_of(pattern)]
+    programs = (os.path.realpath(__file__), os.path.realpath(trainer.path))
     configs: dict[str, str] = {}  # by the file that it really is
-    matches = [(path, pattern in names) for pattern in patterns for path in matches_of(pattern)]
-    for path, is_meant in matches:
-        reason = why_no_config(path, trainer, configs)
-        # A name that stands alone is meant; of an unquoted *.py the shell has made many.
-        if not reason and len(matches) > 1:
-            reason = why_not_meant(path, read_one, trainer, is_meant)
+    for path, is_named in matches:
+        real = os.path.realpath(path)
+        is_module = os.path.basename(path) in ("configurator.py", "__init__.py")
+        reason = ""
+        if real in configs:
+            reason = f"the same as {configs[real]}"
+        elif is_module or real in programs or os.path.isdir(path):
+            reason = "not a config"
+        elif len(matches) > 1 and path.endswith(".py"):  # one name alone is meant; of an unquoted *.py there are many
+            reason = why_not_meant(read(path), trainer, is_named)
         if reason:
             say(f"left out, {reason}: {path}")
         else:
-            configs[os.path.realpath(path)] = path
+            configs[real] = os.path.join(".", path) if path.startswith("-") else path
     if not configs:
         raise UsageError(f"no config is left of: {' '.join(patterns)}; name config files with --configs")
-    return [usable_path(path, trainer) for path in configs.values()]
+    return list(configs.values())
 
 
 def matches_of(pattern: str) -> list[str]:
     """The paths that a pattern stands for; a name that looks like a pattern is itself where it exists."""
-    if os.path.lexists(pattern):
-        if os.path.isdir(pattern):
-            files = os.path.join(pattern, "*.py")
-            raise UsageError(f'config is a directory: {pattern}; name its files: "{files}"')
-        return [pattern]
-    matches = sorted(glob.glob(pattern, recursive=True), key=natural)
+    if os.path.isdir(pattern):
+        raise UsageError(f'config is a directory: {pattern}; name its files: "{os.path.join(pattern, "*.py")}"')
+    matches = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True), key=natural)
     if not matches:
-        raise UsageError(f"no config matches: {pattern}{near_misses(pattern)}")
+        close = " or ".join(map(repr, near_paths(pattern)))
+        raise UsageError(f"no config matches: {pattern}" + (f"; did you mean {close}?" if close else ""))
     return matches
 
 
-def why_no_config(path: str, trainer: Script, configs: Mapping[str, str]) -> str:
-    """Why a path is left out whatever it holds, or nothing; `configs` are those that are taken, by their real path."""
-    real = os.path.realpath(path)
-    if real in configs:
-        return f"the same as {configs[real]}"
-    programs = (os.path.realpath(__file__), os.path.realpath(trainer.path))
-    is_program = real in programs or os.path.basename(path) == "configurator.py"
-    return "not a config" if is_program or os.path.isdir(path) else ""
+def near_paths(path: str) -> list[str]:
+    """What is spelled like a path that isn't there; where its directory isn't either, that is what is looked for."""
+    folder, name = os.path.split(path)
+    if folder and not os.path.isdir(folder):
+        return [os.path.join(each, name) for each in near_paths(folder)]
+    with contextlib.suppress(OSError):
+        return [os.path.join(folder, each) for each in nearest(name, os.listdir(folder or "."))]
+    return []
 
 
-def why_not_meant(path: str, read: Callable[[str], Reading], trainer: Script, is_named: bool) -> str:
+def why_not_meant(config: Script, trainer: Script, is_named: bool) -> str:
     """Why a match of a pattern is left out by what it holds: nanoGPT's root has bench.py, sample.py, model.py."""
-    if not path.endswith(".py"):
-        return ""
-    config = read(path)
     if config.strict:
         return "a script that uses configurator.py itself"
-    if is_named:
-        return ""
-    is_baseline = config.bare and os.path.basename(path) != "__init__.py"
+    is_untold = config.problem or config.opaque or trainer.opaque or not trainer.strict  # it may set what isn't seen
+    is_baseline = not config.settings and not config.imported
     sets_some = config.settings.keys() & trainer.settings.keys()
-    untold = (config.problem, config.opaque, trainer.opaque, not trainer.strict)  # it may set what isn't seen
-    if sets_some or is_baseline or any(untold):
-        return ""
-    return f"sets no setting of {trainer.path}"
-
-
-def usable_path(path: str, trainer: Script) -> str:
-    if "=" in path and not trainer.free:
-        raise UsageError(f"config path holds '=': {path}; the trainer would take it for an override, rename it")
-    return os.path.join(".", path) if path.startswith("-") else path
-
-
-def near_misses(pattern: str) -> str:
-    """What is spelled like the first part of a pattern that isn't there."""
-    parts = pattern.split(os.sep)
-    last = len(parts) - 1
-    place = 0
-    while place < last and os.path.isdir(os.sep.join(parts[: place + 1]) or os.sep):
-        place += 1
-    folder = os.sep.join([*parts[:place], ""])
-    close = [folder + os.sep.join([name, *parts[place + 1 :]]) for name in nearest(parts[place], listing(folder))]
-    if close:
-        return f"; did you mean {' or '.join(map(repr, close))}?"
-    is_untold = place == last or glob.has_magic(parts[place])
-    return "" if is_untold else f"; {folder}{parts[place]}: {os.strerror(errno.ENOENT)}"
-
-
-def listing(folder: str) -> list[str]:
-    try:
-        return os.listdir(folder or ".")
-    except OSError:
-        return []
+    return "" if is_named or is_untold or is_baseline or sets_some else f"sets no setting of {trainer.path}"
 
 
 def suggestion(key: str, settings: Iterable[str]) -> str:
     """`; did you mean 'x'?` for an unknown key: one of the options, or of the trainer's settings."""
-    options = vars(Options()).keys() - {"overrides", "trainer_args"}
-    known = [*sorted(options), *settings]
+    known = [*sorted(vars(Options()).keys() - {"overrides", "trainer_args"}), *settings]
     plain = key.replace("-", "_")
     meant = plain if plain in known else ALIASES.get(plain)
     return f"; did you mean {meant!r}?" if meant in known else did_you_mean(plain, known)
@@ -915,24 +737,17 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
     return key, values
 
 
-def split_values(text: str) -> list[str]:
-    """The values of a sweep: split at commas, those within brackets or quotes excepted."""
-    return [unquoted(value) for value in split_outside(text, ",")]
-
-
-def unquoted(text: str) -> str:
-    return str(read_as_configurator(text)) if text.startswith(("'", '"')) else text
-
-
-def split_outside(text: str, mark: str) -> list[str]:
-    """Split at a mark that stands outside brackets and quotes."""
+def split_values(text: str, mark: str = ",") -> list[str]:
+    """Split at the marks that stand outside brackets and quotes; a value in quotes loses them."""
     parts: list[str] = []
     for piece in text.split(mark):
         if parts and is_open(parts[-1]):
             parts[-1] += mark + piece
         else:
             parts.append(piece)
-    return text.split(mark) if is_open(parts[-1]) else parts  # if open to the end, they were no brackets or quotes
+    if is_open(parts[-1]):  # to the end, so they were no brackets or quotes
+        parts = text.split(mark)
+    return [str(as_configurator(part)) if part.startswith(("'", '"')) else part for part in parts]
 
 
 def is_open(text: str) -> bool:
@@ -946,9 +761,9 @@ def is_open(text: str) -> bool:
 def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """The product of all sweeps, the last one fastest; one empty point without any."""
     keys = ",".join(sweep).split(",")
-    twice = Counter(keys) - Counter(set(keys))
+    twice = [key for key, times in Counter(keys).items() if times > 1]
     if twice:
-        raise UsageError(f"--sweep: {next(iter(twice))} given twice; name each setting once")
+        raise UsageError(f"--sweep: {twice[0]} given twice; name each setting once")
     axes = [[pair_values(key, value) for value in values] for key, values in sweep.items()]
     for parts in itertools.product(*axes):
         yield dict(zip(keys, itertools.chain.from_iterable(parts)))
@@ -957,9 +772,7 @@ def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]
 def pair_values(joined: str, text: str) -> list[str]:
     """The values that settings swept together have at one point; raises UsageError for too few or too many."""
     count = joined.count(",") + 1
-    if count == 1:
-        return [text]
-    values = [unquoted(part) for part in split_outside(text, ":")]
+    values = split_values(text, ":") if count > 1 else [text]
     if len(values) != count or "" in values:
         raise UsageError(f"--sweep {joined}: {text!r} holds {len(values)} values for {count} settings; quote a ':'")
     return values
@@ -981,8 +794,7 @@ def shard(experiments: Sequence[Experiment], part: str) -> list[Experiment]:
 
 def plan_digest(experiments: Iterable[Experiment]) -> str:
     """The same for the same plan, so that shards of different plans can be told."""
-    lines = [json.dumps([each.name, each.config, each.overrides]) for each in experiments]
-    return sha256("\n".join(lines).encode())
+    return sha256(json.dumps([(each.name, each.config, each.overrides) for each in experiments]).encode())
 
 
 # Names
@@ -991,27 +803,25 @@ def plan_digest(experiments: Iterable[Experiment]) -> str:
 def config_names(paths: Sequence[str]) -> list[str]:
     """A telling name per config: its stem, with as many of its directories as it takes to tell it from others."""
     parts = [os.path.splitext(path)[0].split(os.sep) for path in paths]
-    depths = [1] * len(paths)
-    while True:
-        names = [clean_name("__".join(part[-depth:])) for part, depth in zip(parts, depths)]
-        times = Counter(name.casefold() for name in names)
-        shared = [times[name.casefold()] > 1 for name in names]
-        wanted = [min(depth + more, len(part)) for part, depth, more in zip(parts, depths, shared)]
-        if wanted == depths:
-            return names
-        depths = wanted
+    names = [""] * len(paths)
+    for depth in range(max(map(len, parts), default=0), 0, -1):
+        shorter = [clean_name("__".join(part[-depth:])) for part in parts]
+        times = Counter(name.casefold() for name in shorter)
+        for place, name in enumerate(shorter):
+            if times[name.casefold()] == 1 or not names[place]:
+                names[place] = name
+    return names
 
 
-def unique(names: Sequence[str]) -> list[str]:
+def unique(names: Iterable[str]) -> list[str]:
     """The same names, the second of two equal ones numbered (also equal where case doesn't count)."""
     taken: set[str] = set()
-    last: dict[str, int] = {}  # the number that a name has got last
+    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
     done = []
     for name in names:
         candidate = name
         while candidate.casefold() in taken:
-            last[name] = last.get(name, 1) + 1
-            ending = f"_{last[name]}"
+            ending = f"_{next(numbers[name])}"
             candidate = name[: 200 - len(ending)] + ending
         taken.add(candidate.casefold())
         done.append(candidate)
@@ -1021,33 +831,32 @@ def unique(names: Sequence[str]) -> list[str]:
 # Experiments
 
 
-@dataclass
-class KnownConfig:
-    """A config as the planner has read it."""
-
-    reading: Reading
-    settings: dict[str, Any]  # over the trainer's defaults
-    is_complete: bool  # no other setting can be there
-    warnings: Optional[list[str]] = None  # once asked for
-
-
 class Planner:
     """Turns configs and overrides into experiments, by what the trainer and the configs set themselves."""
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.configs: dict[str, Script] = {}
         has_own = "wandb_enabled" in script.settings and "wandb_log" not in script.settings
         self.renamed = {} if script.free or has_own else {"wandb_enabled": "wandb_log"}
-        self.configs: dict[str, KnownConfig] = {}
-        self.forms: dict[tuple[str, str, type], tuple[str, Any]] = {}
+
+    def setting(self, key: str) -> str:
+        """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
+        return ",".join(self.renamed.get(each, each) for each in key.split(","))
+
+    def read(self, path: str) -> Script:
+        """A config as it was when it was read first; without a path, of a --command, one that sets nothing."""
+        if path not in self.configs:
+            self.configs[path] = read_config(path, self.script) if path else Script(path)
+            self.configs[path].warnings = config_warnings(self.configs[path], self.script)
+        return self.configs[path]
 
     def plan(self, options: Options, configs: Sequence[str]) -> list[Experiment]:
         """Every config at every point of the sweep, in that order; raises UsageError, as `experiment` does."""
-        self.check_sweep(options.sweep)
         points = list(sweep_points(options.sweep))
-        endings = [self.ending(point) for point in points]
-        stems = config_names(configs) or ["run"]
-        names = unique([clean_name("".join(parts)) for parts in itertools.product(stems, endings)])
+        endings = ["".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items()) for point in points]
+        pairs = itertools.product(config_names(configs) or ["run"], endings)
+        names = unique(clean_name(stem + ending) for stem, ending in pairs)
         experiments = []
         for name, (config, point) in zip(names, itertools.product(configs or [""], points)):
             overrides = {**options.overrides, **point}
@@ -1056,66 +865,27 @@ class Planner:
             experiments.append(self.experiment(name, config, overrides, point))
         return experiments
 
-    def check_sweep(self, sweep: Mapping[str, Sequence[str]]) -> None:
-        for joined, values in sweep.items():
-            for key in joined.split(","):
-                if not self.is_name(key):
-                    text = f"{joined}={','.join(values)}"
-                    raise UsageError(f"--sweep {text}: no setting's name: {key}{suggestion(key, self.script.settings)}")
-
-    def ending(self, point: Mapping[str, str]) -> str:
-        """What a point of a sweep adds to a config's name."""
-        return "".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items())
-
-    def is_name(self, key: str) -> bool:
-        return self.script.free or key.isidentifier()
-
-    def setting(self, key: str) -> str:
-        """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
-        return ",".join(self.renamed.get(each, each) for each in key.split(","))
-
     def plain(self, key: str, text: str) -> Any:
         """A value as the trainer will read it; what doesn't fit is told by `experiment`."""
-        default = self.script.settings.get(self.setting(key), USUAL.get(key, UNKNOWN))
         with contextlib.suppress(ValueError):
-            return self.written(key, text, default)[1]
+            return self.written(key, text, UNKNOWN)[1]
         return text
 
-    def read(self, path: str) -> Reading:
-        """A config as it was when it was read first; nothing is read where a --command needs no config."""
-        return self.known(path).reading
-
-    def known(self, path: str) -> KnownConfig:
-        if path not in self.configs:
-            reading = read_config(path, self.script) if path else Reading()
-            untold = (not self.script.strict, self.script.opaque, reading.opaque, reading.problem)
-            self.configs[path] = KnownConfig(reading, effective_settings(self.script, reading), not any(untold))
-        return self.configs[path]
-
-    def forget(self, path: str) -> None:
-        """Have a config read anew when it is asked for next."""
-        self.configs.pop(path, None)
-
     def experiment(
-        self,
-        name: str,
-        config: str,
-        overrides: Mapping[str, str],
-        point: Optional[Mapping[str, str]] = None,
-        source: str = "",
+        self, name: str, config: str, overrides: Mapping[str, str], point: Mapping[str, str] = {}, source: str = ""
     ) -> Experiment:
         """An experiment of a config, read from `source` where there is one: the config's frozen copy.
 
         Raises UsageError for an override that the trainer would die of."""
-        known = self.known(source or config)
-        made = Experiment(name, config, {self.setting(key): text for key, text in overrides.items()})
-        made.source = source
-        made.point = {self.setting(key): text for key, text in (point or {}).items()}
-        made.settings = dict(known.settings)
-        if known.reading.problem:
-            made.problem = f"config can't be used: {known.reading.problem}"
-        for key, text in made.overrides.items():
-            self.check_key(key, made, known.is_complete)
+        if "=" in config and not self.script.free:
+            raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
+        found = self.read(source or config)
+        made = Experiment(name, config, dict(overrides), dict(point), source=source)
+        made.settings = effective_settings(self.script, found)
+        if found.problem:
+            made.problem = f"config can't be used: {found.problem}"
+        for key, text in overrides.items():
+            self.check_key(key, made, found)
             try:
                 form, value = self.written(key, text, made.settings.get(key, UNKNOWN))
             except ValueError as wanted:
@@ -1124,59 +894,40 @@ class Planner:
             made.settings[key] = made.values[key] = value
         return made
 
-    def check_key(self, key: str, made: Experiment, is_complete: bool) -> None:
+    def check_key(self, key: str, made: Experiment, found: Script) -> None:
         """Raises UsageError for a key that the trainer doesn't know."""
-        if not self.is_name(key):
-            raise UsageError(f"no setting's name: {key}{suggestion(key, made.settings)}")
-        if not is_complete or key in made.settings or key in self.script.imported:
+        script = self.script
+        is_name = script.free or key.isidentifier()
+        is_untold = not script.strict or script.opaque or found.opaque or found.problem
+        if is_name and (is_untold or key in made.settings or key in script.imported):
             return
         remedy = f"; {NO_SEED}" if key == "seed" else suggestion(key, made.settings)
-        raise UsageError(f"unknown setting '{key}' of {self.script.path} with {made.config}{remedy}")
+        raise UsageError(f"unknown setting '{key}' of {script.path} with {made.config}{remedy}")
 
     def written(self, key: str, text: str, default: Any) -> tuple[str, Any]:
         """A value in the trainer's form, and what it means; raises ValueError with what was wanted."""
-        index = (key, text, type(default))  # of a default only its type counts
-        if index not in self.forms:
-            self.forms[index] = self.write(key, text, default)
-        return self.forms[index]
-
-    def write(self, key: str, text: str, default: Any) -> tuple[str, Any]:
         if self.script.free:
-            return text, plain_value(text, False, UNKNOWN)
-        example = self.example(key, text) if default is UNKNOWN else default
+            return text, plain_value(text, False)
+        # A config hardly ever changes the type that a setting has in the script.
+        examples = (default, self.script.settings.get(key, UNKNOWN), USUAL.get(key, UNKNOWN))
+        example = next((each for each in examples if each is not UNKNOWN), UNKNOWN)
         form = trainer_form(text, example, self.script.strict)
-        return form, plain_value(form, self.script.strict, example)
-
-    def example(self, key: str, text: str) -> Any:
-        """What stands for a default that isn't known: a config hardly ever changes the type of the script's."""
-        own = self.script.settings.get(key, UNKNOWN)
-        with contextlib.suppress(ValueError):
-            trainer_form(text, own, self.script.strict)
-            return USUAL.get(key, UNKNOWN) if own is UNKNOWN else own
-        return USUAL.get(key, UNKNOWN)
+        return form, plain_value(form, self.script.strict)
 
     def warnings(self, experiment: Experiment) -> list[str]:
         """What to say before an experiment's first attempt."""
-        known = self.known(experiment.config)
-        if known.warnings is None:
-            known.warnings = config_warnings(known.reading, self.script)
+        known = self.read(experiment.config).warnings
         needs_checkpoint = self.script.strict and experiment.settings.get("init_from") == "resume"
-        return [*known.warnings, NO_CHECKPOINT] if needs_checkpoint else known.warnings
+        return [*known, NO_CHECKPOINT] if needs_checkpoint else known
 
 
 def differing(experiments: Sequence[Experiment]) -> list[str]:
     """The settings in which the experiments differ, in the order of the trainer."""
-    keys: dict[str, None] = {}
+    values: defaultdict[str, set[str]] = defaultdict(set)
     for each in experiments:
-        keys.update(dict.fromkeys(each.settings))
-    return [key for key in keys if key not in INVENTED and differs(key, experiments)]
-
-
-def differs(key: str, experiments: Sequence[Experiment]) -> bool:
-    first = experiments[0].settings.get(key)
-    text = repr(first)  # tells 1 from 1.0 and from True
-    values = (each.settings.get(key) for each in experiments)
-    return any(value is not first and repr(value) != text for value in values)
+        for key, value in each.settings.items():
+            values[key].add(repr(value))
+    return [key for key, texts in values.items() if len(texts) > 1 and key not in INVENTED]
 
 
 # Commands
@@ -1186,26 +937,23 @@ def template_words(template: str, names: Mapping[str, Union[str, list[str]]], wh
     """A command split as a shell would, {name}, {dir}, … filled in; a list takes the place of a whole word.
 
     `what` names the template in messages; raises UsageError for a brace that means nothing."""
-    known = ", ".join(f"{{{name}}}" for name in names)
+    values = {"{{": "{", "}}": "}", **{f"{{{name}}}": value for name, value in names.items()}}
 
     def fill(match: re.Match[str]) -> str:
-        if match[0] in ("{{", "}}"):
-            return match[0][0]
-        value = names.get(match[1] or "")
-        if value is None:
-            raise UsageError(f"{what} holds {match[0]}: {template}; it knows {known}, and doubled braces")
-        if isinstance(value, list):
-            raise UsageError(f"{what} holds {match[0]} within a word: {template}; make it a word of its own")
-        return value
+        value = values.get(match[0])
+        if isinstance(value, str):
+            return value
+        remedy = "make it a word of its own" if isinstance(value, list) else f"it knows {' '.join(values)}"
+        raise UsageError(f"{what} holds {match[0]}: {template}; {remedy}")
 
     try:
         words = shlex.split(template)
     except ValueError as error:
         raise UsageError(f"{what} can't be split: {template}: {error}") from None
-    lists = {f"{{{name}}}": value for name, value in names.items() if isinstance(value, list)}
     filled: list[str] = []
     for word in words:
-        filled += lists[word] if word in lists else [BRACES.sub(fill, word)]
+        whole = values.get(word)
+        filled += whole if isinstance(whole, list) else [BRACES.sub(fill, word)]
     return filled
 
 
@@ -1215,8 +963,10 @@ def launcher_words(launcher: str, names: Mapping[str, str]) -> list[str]:
 
 
 def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]:
-    """What a launcher may hold."""
-    return {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
+    """What a template may hold."""
+    config = experiment.launched_config or experiment.config
+    device = slot.device or ""
+    return {"name": experiment.name, "dir": folder, "device": device, "slot": str(slot.number), "config": config}
 
 
 def build_command(
@@ -1224,15 +974,14 @@ def build_command(
 ) -> list[str]:
     """The command of an attempt; `continuing` is what one that continues gets besides."""
     names = names_for(experiment, folder, slot)
-    config = experiment.launched_config or experiment.config
     # What is given for continuing takes the place of the experiment's own, --init_from=scratch say.
     replaced = {word.partition("=")[0] for word in continuing}
     arguments = [word for word in experiment.arguments if word.partition("=")[0] not in replaced]
     if options.command:
         hydra = [word[2:] for word in arguments]  # without the dashes
         several = {"overrides": arguments, "overrides:hydra": hydra}
-        return [*template_words(options.command, {**names, "config": config, **several}, "--command"), *continuing]
-    command = [*launcher_words(options.launcher, names), options.train_script, config, f"--out_dir={folder}"]
+        return [*template_words(options.command, {**names, **several}, "--command"), *continuing]
+    command = [*launcher_words(options.launcher, names), options.train_script, names["config"], f"--out_dir={folder}"]
     return [*command, *arguments, *continuing, *options.trainer_args]
 
 
@@ -1241,8 +990,7 @@ def continuing_words(
 ) -> Optional[list[str]]:
     """What an attempt that continues from a checkpoint gets besides; None where the trainer can't continue."""
     if options.continue_with is not None:
-        config = experiment.launched_config or experiment.config
-        names = {**names_for(experiment, folder, slot), "config": config, "checkpoint": checkpoint}
+        names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
         return template_words(options.continue_with, names, "--continue_with")
     can_resume = not options.command and "init_from" in experiment.settings
     return ["--init_from=resume"] if can_resume else None
@@ -1258,31 +1006,21 @@ def check_template(options: Options) -> None:
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
-    unused = {"--launcher": options.launcher, "--train_script": options.train_script != Options().train_script}
-    for name, value in unused.items():
+    script = "" if options.train_script == Options().train_script else options.train_script
+    replaced = {"--launcher": options.launcher, "--train_script": script, "--": shell_line(options.trainer_args)}
+    for name, value in replaced.items():
         if value:
-            raise UsageError(f"{name}: not allowed with --command, which is the whole command")
-    if options.trainer_args:
-        raise UsageError(f"words after --: {shell_line(options.trainer_args)}; write them into the --command")
-    check_nothing_dropped(options, set(BRACES.findall(options.command)))
-
-
-def check_nothing_dropped(options: Options, held: set[str]) -> None:
-    given = next(iter(options.overrides), "")
-    needs = [  # (what the user gave, its name in messages, the braces of which one must be there)
-        (options.configs, "--configs", ("config",)),
-        (options.devices, "--devices", ("device",)),
-        (options.overrides, f"--{given}", OVERRIDES),
-        (options.sweep, "--sweep", OVERRIDES),
-    ]
-    for value, name, braces in needs:
-        if value and held.isdisjoint(braces):
-            raise UsageError(f"--command holds no {{{braces[0]}}}: {options.command}; {name} would be dropped")
-    has_devices = options.devices or options.gpus
-    if "device" in held and not has_devices:
-        raise UsageError(f"--command holds {{device}}: {options.command}; name the --devices")
-    if "config" in held and not options.configs and options.resume is None:
-        raise UsageError(f"--command holds {{config}}: {options.command}; name config files with --configs")
+            raise UsageError(f"{name} {value}: not allowed with --command, which is the whole command")
+    held = set(BRACES.findall(options.command))
+    if (options.overrides or options.sweep) and held.isdisjoint(("{overrides}", "{overrides:hydra}")):
+        name = next(iter(options.overrides), "sweep")
+        raise UsageError(f"--command holds no {{overrides}}: {options.command}; --{name} would be dropped")
+    for brace, name, given in (("{config}", "--configs", options.configs), ("{device}", "--devices", options.devices)):
+        if given and brace not in held:
+            raise UsageError(f"--command holds no {brace}: {options.command}; {name} would be dropped")
+        is_there = given or (name == "--configs" and options.resume is not None)
+        if brace in held and not is_there:
+            raise UsageError(f"--command holds {brace}: {options.command}; it wants {name}")
 # -------------------------------------------------------------------------------------------------- output
 # What a training's output and its directory tell: metrics, errors and hints, checkpoints, curves. Bytes and files in,
 # facts out. Knows nothing of processes, batches and screens.
@@ -1290,173 +1028,126 @@ def check_nothing_dropped(options: Options, held: set[str]) -> None:
 # A metric is a line that tells a step and a loss. nanoGPT's own two forms are tried first; the general form takes the
 # names that public trainers give these two, in any order, wherever in the line they stand.
 
-CROWD = 4  # losses in one block from which on only samples are read
-SAMPLE = 128  # bytes at the end of the losses of a crowded block that are read line by line
+CROWD = 1 << 12  # bytes of a block of which each loss is read; of a larger one only samples
+SAMPLE = 128  # bytes after its first loss, and before its last, that are read then
 MAX_EVALUATIONS = 1000  # kept between two takes; a flood loses its oldest
 LAST_LINE = 1024  # bytes at the end of what came in which the last line is looked for
-MAX_ERROR = 300  # characters of an error's text
-
-LLMC_WORDS = (b"trl:", b"tel:")  # one of these, or `oss`, stands in each line that tells a loss
+LOSS_WORDS = (b"oss", b"trl:", b"tel:")  # one of these stands in each line that tells a loss; the last two are llm.c's
 EVALUATION_WORDS = (b"val", b"Val", b"test", b"Test", b"tel:")  # and one of these, if it is an evaluation's
 
 # A number with a unit is no loss (`loss: 0.00ms`), nor is one that goes on as a word.
-NUMBER = rb"([-+]?(?i:nan|inf(?:inity)?|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d| ?(?:%|[mu]?s\b)))"
-EVALUATION = re.compile(rb"\bstep (\d{1,15}): train loss " + NUMBER + rb", val loss " + NUMBER)
-ITERATION = re.compile(rb"iter (\d{1,15}): loss " + NUMBER)
-COUNT = rb"\s{0,20}[:=]?\s{0,20}[\[(]?\s{0,20}(\d{1,15})(?![\w%]|\.\d)"
-LOSS = rb"(?: value)?\s{0,20}[:=]?\s{0,20}(?:tensor\()?" + NUMBER
-NAMES = {  # what trainers call it, and how its value is written
-    b"past": (rb"(?:best|lowest|min|last)[ _/](?:\w+[ _/])?loss|per (?:step|iter(?:ation)?|epoch)", rb"()"),  # not now
-    b"val": (rb"(?:valid(?:ation)?|eval(?:uation)?|val|test|dev)[ _/.-]?loss(?:_epoch)?|loss[_/]val|tel(?=:|\Z)", LOSS),
-    b"train": (rb"(?:avg_)?train(?:ing)?[ _/.-]?loss(?:_step|_epoch)?|loss[ _/]train|trl(?=:|\Z)", LOSS),
-    b"loss": (rb"(?:(?:total|avg|mean|batch|running|lm|ce)_)?loss", LOSS),
-    b"step": (rb"(?:global[ _])?step|iter(?:ation)?(?:_num)?|it|update|s(?=:)", COUNT),
-    b"epoch": (rb"epoch|ep", COUNT),
+NUMBER = rb"[-+]?(?i:nan|inf(?:inity)?|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d| ?(?:%|[mu]?s\b))"
+EVALUATION = re.compile(rb"\bstep (\d{1,15}): train loss (%b), val loss (%b)" % (NUMBER, NUMBER))
+ITERATION = re.compile(rb"iter (\d{1,15}): loss (%b)" % NUMBER)
+COUNT = rb"\s{0,20}[:=]?\s{0,20}[\[(]?\s{0,20}(\d{1,15})(?:\.0+)?(?![\w%]|\.\d)"
+LOSS = rb"(?: value)?\s{0,20}[:=]?\s{0,20}(?:tensor\()?(%b)" % NUMBER
+NAMES = {  # what trainers call it, with its value
+    "past": rb"(?:(?:best|lowest|min|last)[ _/](?:\w+[ _/])?loss|per (?:step|iter(?:ation)?|epoch))()",  # not of now
+    "val_loss": rb"(?:(?:valid(?:ation)?|eval(?:uation)?|val|test|dev)[ _/.-]?loss(?:_epoch)?|loss[_/]val|tel(?=:))"
+    + LOSS,
+    "train_loss": rb"(?:(?:avg_)?train(?:ing)?[ _/.-]?loss(?:_step|_epoch)?|loss[ _/]train|trl(?=:))" + LOSS,
+    "loss": rb"(?:(?:total|avg|mean|batch|running|lm|ce)_)?loss" + LOSS,
+    "step": rb"(?:(?:global[ _])?step|iter(?:ation)?(?:_num)?|it|update|s(?=:))" + COUNT,
+    "epoch": rb"(?:epoch|ep)" + COUNT,
 }
+FIELD = re.compile(rb"\b(?<![/.-])_?(?:%b)" % b"|".join(b"(?P<%b>%b)" % (k.encode(), v) for k, v in NAMES.items()))
 COLUMN = re.compile(rb"(?:^|\]:? | - )\s*\[?(\d{1,15})(?:\s*/\s*\d+\]|\s*\|)")  # `58 | loss 5.4`, `[58/100] loss 5.4`
 VALIDATION = rb"(?<![\w/.-])(?:val|valid|validation|eval|evaluation)(?![\w/.-])"
-EVALUATING = re.compile(VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
+EVALUATING = re.compile(rb"(?:(?!loss).)*?" + VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
 BAR = re.compile(rb"^(?!.*" + VALIDATION + rb").*\|\s*(\d{1,15})/\d+ \[\d")  # tqdm's `450/1000 [00:12<00:15`
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 SPECIAL = re.compile(rb"[\x1b#\"'`]")
-QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`")
-COMMENT = re.compile(rb"(?<![|#])#.*")  # but `|####5     |` is a bar
+# A key of JSON, or of a printed dictionary, and its value where that is one word in quotes.
+KEY = re.compile(rb"[\"'](\w[\w /.-]*)[\"']\s*:(?:\s*[\"']([-+.\w]+)[\"'])?")
+# Others' words, or code: what stands in quotes, or behind a `#` (but `|####5     |` is a bar).
+QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`|(?<![|#])#.*")
 
 QUEUED = b"queued and waiting for resources"  # srun, on stderr
 ALLOCATED = b"has been allocated"
 Known = TypeVar("Known")
 
 
-def any_name(pattern: bytes) -> bytes:
-    """One alternative for each kind, a group of its name; `pattern` has a place for the name and one for the value."""
-    parts = (pattern.replace(b"NAME", name).replace(b"VALUE", value) for name, value in NAMES.values())
-    return b"|".join(b"(?P<%b>%b)" % pair for pair in zip(NAMES, parts))
-
-
-FIELD = re.compile(rb"\b(?<![/.-])(?:%b)" % any_name(b"(?:NAME)VALUE"))  # in a line in lower case
-KEY = re.compile(rb"_?(?:%b)" % any_name(b"NAME"))  # of a JSON object
-
-
 @dataclass
 class Said:
-    """What one line has said."""
+    """What one line has said; a `Said()` stands where lines were left out."""
 
-    step: Optional[int]
-    train: Optional[float]
-    val: Optional[float]
-    text: bytes
-    by_epoch: bool = False  # the step is an epoch's number
+    step: Optional[int] = None
+    train: Optional[float] = None
+    val: Optional[float] = None
+    text: bytes = b""
+    by_epoch: bool = False  # it tells no step but an epoch's number, or none
 
 
 @dataclass
 class News:
     """What one stream has said since the last time."""
 
-    metrics: Metrics
-    evaluations: list[bytes]
-    queued: bool  # srun waits for its resources
-    not_finite_in_a_row: int  # the longest row of train losses
-    evaluation_not_finite: bool
+    metrics: Metrics = field(default_factory=Metrics)
+    evaluations: list[bytes] = field(default_factory=list)
+    queued: bool = False  # srun waits for its resources
+    not_finite_in_a_row: int = 0  # the longest row of train losses
+    evaluation_not_finite: bool = False
 
 
 def said_in(line: bytes) -> Optional[Said]:
     """What a line says, None where it tells no step or no loss."""
-    plain = without_quotes(line) if SPECIAL.search(line) else line
+    plain = line
+    if SPECIAL.search(line):
+        plain = QUOTED.sub(b" ", KEY.sub(rb"\1: \2", COLOUR.sub(b"", line)))
     # nanoGPT's own two forms first: these stay as they are, and fast.
-    is_evaluation = b"val" in plain
-    match = EVALUATION.search(plain) if is_evaluation else ITERATION.search(plain)
-    if match:
-        val = float(match[3]) if is_evaluation else None
-        return Said(int(match[1]), float(match[2]), val, match[0])
-    if line.rstrip().endswith(b"}"):
-        return said_in_object(line)
-    return said_in_words(plain)
-
-
-def without_quotes(line: bytes) -> bytes:
-    """A line without colours, and without what stands in quotes or behind a `#`: others' words, or code."""
-    line = COLOUR.sub(b"", line)
-    line = QUOTED.sub(b" ", line)
-    return COMMENT.sub(b"", line)
-
-
-def said_in_words(plain: bytes) -> Optional[Said]:
-    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`."""
-    lower = plain.lower()
-    matches = reversed(list(FIELD.finditer(lower)))  # so that of each kind the first one stays
-    told = {str(match.lastgroup): match[int(match.lastindex or 0) + 1] for match in matches}
-    if not told.keys() & {"val", "train", "loss"}:
-        return None
-    if "loss" in told and EVALUATING.search(lower):
-        told.setdefault("val", told.pop("loss"))
-    for kind, pattern in (("column", COLUMN), ("bar", BAR)):
-        found = pattern.search(lower)
-        if found:
-            told[kind] = found[1]
-    return said_by(told, plain)
-
-
-def said_in_object(line: bytes) -> Optional[Said]:
-    """The form of JSON lines, and of printed dictionaries; a logging prefix may precede."""
-    text = line[line.find(b"{") :].decode(errors="replace")
-    for each in (text, text.replace("'", '"').replace(": nan", ": NaN")):
-        with contextlib.suppress(ValueError, RecursionError):
-            return said_by(fields_of(json.loads(each)), line)
-    return said_in_words(without_quotes(line))
-
-
-def fields_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    told: dict[str, Any] = {}
-    for key, value in values.items():
-        match = KEY.fullmatch(key.lower().encode(errors="replace"))
+    own = (EVALUATION if b"val" in plain else ITERATION).search(plain)
+    if own:
+        val = float(own[3]) if own.lastindex == 3 else None
+        return Said(int(own[1]), float(own[2]), val, own[0])
+    plain = plain.lower()
+    told: dict[str, bytes] = {}
+    for field_found in FIELD.finditer(plain):
+        told.setdefault(str(field_found.lastgroup), field_found[int(field_found.lastindex or 0) + 1])
+    if "loss" in told and EVALUATING.match(plain):
+        told.setdefault("val_loss", told.pop("loss"))
+    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
+        match = pattern.search(plain) if told.keys().isdisjoint(("step", kind)) else None
         if match:
-            told.setdefault(str(match.lastgroup), value)
-    return told
+            told[kind] = match[1]
+    return None if told.keys().isdisjoint(("step", "epoch")) else said_by(told, line)
 
 
-def said_by(told: Mapping[str, Any], line: bytes) -> Optional[Said]:
+def said_by(told: Mapping[str, Optional[bytes]], line: bytes) -> Optional[Said]:
     """What named values say; an epoch counts as the step where no other is told."""
-    step = whole_number(first_of(told, "step", "column", "epoch", "bar"))
-    train = decimal(first_of(told, "train", "loss"))
-    val = decimal(told.get("val"))
-    if step is None or or_else(train, val) is None:
+    step = number(int, told.get("step", told.get("epoch")))
+    train = number(float, told.get("train_loss", told.get("loss")))
+    val = number(float, told.get("val_loss"))
+    if or_else(train, val) is None:
         return None
-    by_epoch = told.keys().isdisjoint(("step", "column"))
-    return Said(step, train, val, line.strip()[:200], by_epoch)
+    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
 
 
-def first_of(told: Mapping[str, Any], *kinds: str) -> Any:
-    return next((told[kind] for kind in kinds if kind in told), None)
+def number(kind: Callable[[bytes], Known], text: Optional[bytes]) -> Optional[Known]:
+    try:
+        return kind(text or b"")
+    except ValueError:
+        return None
 
 
 def or_else(value: Optional[Known], otherwise: Known) -> Known:
     return otherwise if value is None else value
 
 
-def decimal(value: Any) -> Optional[float]:
-    try:
-        return float(value)
-    except (TypeError, ValueError, OverflowError):
-        return None
+def words_in(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
+    return [word for word in words if data.rfind(word, start, end) >= 0]  # `rfind` is twice as fast as `find`
 
 
-def whole_number(value: Any) -> Optional[int]:
-    number = decimal(value)
-    if number is None or not number.is_integer():
-        return None
-    return int(number)
-
-
-def lines_with(word: bytes, data: bytes, start: int, end: int, most: int = sys.maxsize) -> dict[int, bytes]:
-    """The lines that hold a word, by where they begin; `find` is some times faster than a pattern."""
+def lines_with(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
+    """The lines that hold one of the words, in their order; `find` is some times faster than a pattern."""
     found: dict[int, bytes] = {}
-    at = data.find(word, start, end)
-    while at >= 0 and len(found) < most:
-        first = max(start, data.rfind(b"\n", start, at) + 1)
-        last = line_end(data, at, end)
-        found[first] = data[first:last]
-        at = data.find(word, last, end)
-    return found
+    for word in words_in(words, data, start, end):
+        at = data.find(word, start, end)
+        while at >= 0:
+            first = data.rfind(b"\n", start, at) + 1 or start
+            last = line_end(data, at, end)
+            found[first] = data[first:last]
+            at = data.find(word, last, end)
+    return list(map(found.__getitem__, sorted(found)))
 
 
 def line_end(data: bytes, at: int, end: int) -> int:
@@ -1464,40 +1155,23 @@ def line_end(data: bytes, at: int, end: int) -> int:
     return end if found < 0 else found
 
 
-def loss_lines(data: bytes, start: int, end: int, crowd: int) -> list[Optional[bytes]]:
-    """The lines of a block that may tell a loss; of a crowd None stands where lines are left out."""
+def loss_lines(data: bytes, start: int, end: int, most: float) -> list[bytes]:
+    """The lines of a block that may tell a loss; where it has more than so many bytes, those at both ends and all that
+    may be evaluations, with b"" where others are left out."""
     # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
-    words = [b"oss"] if has(b"oss", data, start, end) else []
-    if has(b"l:", data, start, end):
-        words += [word for word in LLMC_WORDS if has(word, data, start, end)]
-    most = crowd if len(words) == 1 else sys.maxsize
-    found: dict[int, bytes] = {}
-    for word in words:
-        found.update(lines_with(word, data, start, end, most))
-    lines: list[Optional[bytes]] = [found[first] for first in sorted(found)]
-    if len(found) < most:
-        return lines
-    last = max(found)
+    words = LOSS_WORDS if data.rfind(b"l:", start, end) >= 0 else LOSS_WORDS[:1]
+    if end - start <= most:
+        return lines_with(words, data, start, end)
+    found = words_in(words, data, start, end)
+    if not found:
+        return []
+    head = line_end(data, data.find(found[0], start, end) + SAMPLE, end)
+    tail = max(head, data.rfind(b"\n", head, data.rfind(found[0], start, end) - SAMPLE))
     # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
-    evaluations = EVALUATION_WORDS[:1] if ITERATION.match(found[last]) else EVALUATION_WORDS
-    return [*lines, None, *sample(words[0], data, last + len(found[last]), end, evaluations)]
-
-
-def has(word: bytes, data: bytes, start: int, end: int) -> bool:
-    return data.rfind(word, start, end) >= 0  # twice as fast as find
-
-
-def sample(word: bytes, data: bytes, start: int, end: int, evaluations: Iterable[bytes]) -> Iterator[Optional[bytes]]:
-    """Of a crowd of lines all that may be evaluations, and the last ones."""
-    last = line_end(data, data.rfind(word, start, end), end)
-    tail = max(start, data.rfind(b"\n", start, max(start, last - SAMPLE)) + 1)
-    found: dict[int, bytes] = {}
-    for each in evaluations:
-        if has(each, data, start, tail):
-            found.update(lines_with(each, data, start, tail))
-    for first in sorted(found):
-        yield from (found[first], None)
-    yield from lines_with(word, data, tail, last).values()
+    is_own = ITERATION.match(data, tail + 1)
+    middle = lines_with(EVALUATION_WORDS[:1] if is_own else EVALUATION_WORDS, data, head, tail)
+    lines = [*lines_with(found, data, start, head), b"", *middle, b"", *lines_with(found, data, tail, end)]
+    return lines if head < tail else list(filter(None, lines))
 
 
 def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
@@ -1507,17 +1181,17 @@ def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
 
 def compile_metrics(texts: Iterable[str]) -> list[re.Pattern[bytes]]:
     """The patterns of --metrics; raises ValueError, with one line of text, for one that can't be used."""
-    usable = {"step", "total", "train_loss", "val_loss"}
+    losses = {"train_loss", "val_loss"}
     patterns = []
     for text in texts:
         try:
             pattern = re.compile(text.encode())
         except (re.error, UnicodeEncodeError, RecursionError, OverflowError) as error:
             raise ValueError(f"not a regular expression: {clean(text)} ({error})") from None
-        groups = set(pattern.groupindex)
-        if groups - usable:
-            raise ValueError(f"unknown group in {clean(text)}: {', '.join(sorted(groups - usable))}")
-        if not groups & {"train_loss", "val_loss"}:
+        unknown = pattern.groupindex.keys() - losses - {"step", "total"}
+        if unknown:
+            raise ValueError(f"unknown group in {clean(text)}: {', '.join(sorted(unknown))}")
+        if losses.isdisjoint(pattern.groupindex):
             raise ValueError(f"no group (?P<train_loss>...) or (?P<val_loss>...) in: {clean(text)}")
         patterns.append(pattern)
     return patterns
@@ -1528,10 +1202,10 @@ def add_metrics(total: Metrics, news: Metrics) -> None:
     total.step = or_else(news.step, total.step)
     total.train_loss = or_else(news.train_loss, total.train_loss)
     total.val_loss = or_else(news.val_loss, total.val_loss)
-    if or_else(news.best_val_loss, math.inf) < or_else(total.best_val_loss, math.inf):
+    if -math.inf < or_else(news.best_val_loss, math.inf) < or_else(total.best_val_loss, math.inf):
         total.best_val_loss, total.best_step = news.best_val_loss, news.best_step
     total.first_step = or_else(total.first_step, news.first_step)
-    total.largest_gap = max(or_else(total.largest_gap, 0), or_else(news.largest_gap, 0)) or None
+    total.largest_gap = max(total.largest_gap or 0, news.largest_gap or 0) or None
     if or_else(news.train_loss, news.val_loss) is not None:
         total.diverged_since = news.diverged_since
 
@@ -1563,16 +1237,13 @@ class LineReader:
         self.ignored = ignored  # lines of the config and the script: their echo tells nothing
         self.patterns = patterns
         self.lock = threading.Lock()
-        self.news = Metrics()
-        self.evaluations: deque[bytes] = deque(maxlen=MAX_EVALUATIONS)
+        self.news = News()
         self.queued = False
         self.tail = b""
         self.last_step: Optional[int] = None
         self.counts_steps = False  # not only epochs
         self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
         self.train, self.val = Watch(), Watch()
-        self.most_in_a_row = 0
-        self.evaluation_not_finite = False
 
     def read(self, data: bytes, start: int = 0, end: Optional[int] = None) -> bool:
         """Take in whole lines, ended by line feeds; True where there is news to take (a last line alone is none)."""
@@ -1584,67 +1255,59 @@ class LineReader:
             with self.lock:
                 for said in found:
                     self.note(said)
-        return changed or any(found)
+        return changed or bool(found)
 
     def read_queue(self, data: bytes, start: int, end: int) -> bool:
-        """See whether srun waits; nothing comes behind that message until it ends, so a block's end will do."""
+        """See whether srun waits; it says nothing between these two, so the end of a block will do."""
         before = self.queued
-        asked = data.rfind(QUEUED, max(start, end - 4096), end)
-        if asked >= 0 or before:
+        asked = data.rfind(QUEUED, max(start, end - LAST_LINE), end)
+        if before or asked >= 0:
             self.queued = data.find(ALLOCATED, max(start, asked), end) < 0
         return self.queued != before
 
-    def find(self, data: bytes, start: int, end: int, crowd: int = CROWD) -> list[Optional[Said]]:
-        """What the lines say, in their order; None where lines are left out, as of more losses than `crowd`."""
-        lines = data[start:end].splitlines() if self.patterns else loss_lines(data, start, end, crowd)
-        found: list[Optional[Said]] = []
-        for line in lines:
-            said = self.said_in(line)
-            if said or line is None:
-                found.append(said)
-        return found
+    def find(self, data: bytes, start: int, end: int, most: float = CROWD) -> list[Said]:
+        """What the lines say, in their order; of losses that crowd only samples."""
+        lines = loss_lines(data, start, end, most)
+        if self.patterns:
+            lines = list(filter(None, data[start:end].splitlines()))
+        return list(filter(None, map(self.said_in, lines)))
 
-    def said_in(self, line: Optional[bytes]) -> Optional[Said]:
-        if line is None or line.strip() in self.ignored:
+    def said_in(self, line: bytes) -> Optional[Said]:
+        if not line:
+            return Said()
+        if line.strip() in self.ignored:
             return None
         said = self.said_as_told(line) if self.patterns else said_in(line)
-        if said is None:
-            return None
         # Where steps are told as well, an epoch's number is no step.
-        if said.by_epoch and self.counts_steps:
-            return replace(said, step=self.last_step)
-        self.counts_steps = not said.by_epoch
-        self.last_step = said.step
+        if said and said.by_epoch and self.counts_steps:
+            said.step = self.last_step
+        elif said:
+            self.counts_steps, self.last_step = not said.by_epoch, said.step
         return said
 
     def said_as_told(self, line: bytes) -> Optional[Said]:
         """By the patterns of the user."""
-        line = COLOUR.sub(b"", line.strip())
-        for pattern in self.patterns:
-            match = pattern.search(line)
-            groups = match.groupdict() if match else {}
-            train, val = decimal(groups.get("train_loss")), decimal(groups.get("val_loss"))
-            if train is not None or val is not None:
-                return Said(whole_number(groups.get("step")), train, val, line[:200])
+        line = COLOUR.sub(b"", line)
+        for match in filter(None, [pattern.search(line) for pattern in self.patterns]):
+            said = said_by(match.groupdict(), line)
+            if said:
+                return said
         return None
 
-    def note(self, said: Optional[Said]) -> None:
-        if said is None:
-            self.previous = None
-            return
+    def note(self, said: Said) -> None:
+        news = self.news
         step = or_else(said.step, 0)
         gap = step - or_else(self.previous, step)
         self.previous = said.step
         self.train.see(said.train, step)
         self.val.see(said.val, step)
-        self.most_in_a_row = max(self.most_in_a_row, self.train.in_a_row)
-        best = said.val if self.val.in_a_row == 0 else None
-        news = Metrics(said.step, said.train, said.val, best, said.step, said.step, gap)
-        news.diverged_since = or_else(self.train.broken_since, self.val.broken_since)
-        add_metrics(self.news, news)
+        since = or_else(self.train.broken_since, self.val.broken_since)
+        add_metrics(news.metrics, Metrics(said.step, said.train, said.val, said.val, said.step, said.step, gap, since))
+        news.not_finite_in_a_row = max(news.not_finite_in_a_row, self.train.in_a_row)
         if said.val is not None:
-            self.evaluations.append(said.text)
-            self.evaluation_not_finite |= not math.isfinite(said.val + or_else(said.train, 0.0))
+            news.evaluations.append(said.text)
+            del news.evaluations[:-MAX_EVALUATIONS]
+            news.evaluation_not_finite |= not math.isfinite(said.val + or_else(said.train, 0.0))
 
     def last_line(self) -> str:
         """The last line that was printed, whatever it says."""
@@ -1653,40 +1316,28 @@ class LineReader:
     def take(self) -> News:
         """What has come since the last time."""
         with self.lock:
-            news = News(
-                metrics=self.news,
-                evaluations=list(self.evaluations),
-                queued=self.queued,
-                not_finite_in_a_row=self.most_in_a_row,
-                evaluation_not_finite=self.evaluation_not_finite,
-            )
-            self.news = Metrics(first_step=self.news.first_step, largest_gap=self.news.largest_gap)
-            self.evaluations.clear()
-            self.most_in_a_row = self.train.in_a_row
-            self.evaluation_not_finite = False
+            news, before = self.news, self.news.metrics
+            metrics = Metrics(first_step=before.first_step, largest_gap=before.largest_gap)
+            news.queued = self.queued
+            self.news = News(metrics, not_finite_in_a_row=self.train.in_a_row)
         return news
-
-
-def read_log(path: str, reader: LineReader, offset: int = 0) -> None:
-    """Take in a whole log, from an offset; nothing where it can't be read."""
-    with contextlib.suppress(OSError), open(path, "rb") as log:
-        log.seek(offset)
-        rest = b""
-        for block in iter(lambda: log.read(BLOCK), b""):
-            lines, found, rest = (rest + block).replace(b"\r", b"\n").rpartition(b"\n")
-            reader.read(lines + found)
-            rest = rest[-LINE_LIMIT:]
-        reader.read(rest + b"\n")
 
 
 # What the end of a training says of its cause.
 
-RANK = re.compile(r"^\[\w*?(\d+)\]: ?")  # torch's `[rank1]: `, torchrun's `[default1]:`
+RANK = re.compile(r"(?m)^\[\w*?\d+\]: ?")  # torch's `[rank1]: `, torchrun's `[default1]:`
 ROOT_CAUSE = re.compile(r"Root Cause[^\n]*\n(?:.*\n){0,4}? *rank *: (\d+).*\n *exitcode *: (-?\d+)")  # torchrun's
+# The frames, which stand farther in than the head, and the exception: its further lines stand in or follow a colon.
+TRACEBACK = re.compile(
+    r"(?m)^([ \t]*)Traceback \(most recent call last\).*\n((?:\1[ \t].*\n|\n)*)"
+    r"\1((?!.*ChildFailedError)\S.*(?:(?:(?<=:)\n\1|\n\1[ \t]+)\S.*)*)"
+)
 FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*(?:\n(?! *File)(.*))?')
-USAGE = re.compile(r"(?im)^usage: ")
-REFUSED = re.compile(r"(?m)^(?!srun|slurm)(?:[^:\n]{1,100}: )?[eE]rror: .+")  # argparse, click, jsonargparse
-BARE_ERROR = re.compile(r"(?!.*ChildFailed)[\w.]+(?:Error|Exception): |\S*python[\d.]*: (?:can't open|No module|Error)")
+REFUSED = re.compile(r"(?m)^[Uu]sage: (?:.*\n)+?((?!srun|slurm)(?:[^:\n]{1,100}: )?[eE]rror: .+)")  # argparse, click
+# A syntax error in the training script comes without a traceback, as what Python itself can't find.
+BARE_ERROR = re.compile(
+    r"(?m)^(?!.*ChildFailed)(?:[\w.]+(?:Error|Exception): |\S*python[\d.]*: (?:can't open|No module|Error)).*"
+)
 BROKEN_CHECKPOINT = re.compile(
     r"(?m)^(?:\[\w+\]: ?)? *(?:"
     # torch's weights_only says UnpicklingError of a sound file too. stdin is empty, input() raises EOFError.
@@ -1697,31 +1348,23 @@ BROKEN_CHECKPOINT = re.compile(
     r"|'storages' not found|not a ZIP archive))"
     r"|PyTorchFileReader\(.*\n(?:.*\^\n)?OSError: \[Errno 22\]"  # a file cut off in the middle
 )
-HINTS = [  # (what the error or the end of stderr says, the remedy)
-    (
-        r"CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC_FAILED",
-        "out of GPU memory: try a smaller --batch_size",
+HINTS = {  # what the error or the end of stderr says: the remedy
+    "CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC": "out of GPU memory: try a smaller --batch_size",
+    "MemoryError|[Cc]annot allocate memory|DefaultCPUAllocator": "out of memory: try a smaller --batch_size",
+    "invalid device ordinal": "no such GPU: nvidia-smi -L lists them; try --device cuda:0 or --device cpu",
+    "no NVIDIA driver|not compiled with CUDA|No CUDA GPUs|CUDA driver|Expected one of cpu, cuda": (
+        "no usable CUDA device: try --device cpu, or --device cuda:0 where there is a GPU"
     ),
-    (r"MemoryError|[Cc]annot allocate memory|DefaultCPUAllocator", "out of memory: try a smaller --batch_size"),
-    (r"invalid device ordinal", "no such GPU: nvidia-smi -L lists them; try --device cuda:0 or --device cpu"),
-    (
-        r"Found no NVIDIA driver|not compiled with CUDA|No CUDA GPUs|CUDA driver|Expected one of cpu, cuda",
-        "no usable CUDA device: try --device cpu, or --device cuda:0 where there is a GPU",
+    "wandb.*(?:not logged in|api_key|login|UsageError|AuthenticationError)|No module named '?wandb": (
+        "wandb is not installed or not logged in: try --wandb_enabled false, or run: wandb login"
     ),
-    (
-        r"wandb.*(?:not logged in|api_key|login|UsageError|AuthenticationError)|No module named '?wandb",
-        "wandb is not installed or not logged in: try --wandb_enabled false, or run: wandb login",
+    "Unknown config key": "the trainer does not know this setting: see the assignments at its top",
+    r'"<string>", line \d+, in <module>\n(?: .*\n)*AssertionError *(?:\n|$)': (
+        "a value's type is not that of its default"
     ),
-    (r"Unknown config key", "the trainer does not know this setting: see the assignments at its top"),
-    (
-        r'"<string>", line \d+, in <module>\n(?: .*\n)*AssertionError *(?:\n|$)',
-        "a value's type is not that of its default",
-    ),
-    (
-        r"SIGKILL",
-        "killed from outside, perhaps by the kernel's out-of-memory killer: see dmesg; try a smaller --batch_size",
-    ),
-]
+    "SIGKILL": "killed from outside, perhaps by the kernel's out-of-memory killer (see dmesg): "
+    "try a smaller --batch_size",
+}
 
 
 def ending(return_code: int) -> tuple[Optional[str], str]:
@@ -1734,74 +1377,37 @@ def ending(return_code: int) -> tuple[Optional[str], str]:
 
 
 def error_line(stderr: str) -> str:
-    """What stderr says the attempt failed of, in one line; nothing where it doesn't say."""
+    """What stderr says the attempt failed of, in one line of 300 characters; nothing where it doesn't say."""
+    told = []
     cause = ROOT_CAUSE.search(stderr)
-    said = said_by_rank(stderr, cause[1], int(cause[2])) if cause else ""
-    # What a worker says may come without its rank.
-    lines = [RANK.sub("", line) for line in stderr.splitlines()]
-    said = said or last_exception(lines) or refusal(lines) or bare_error(lines)
-    if cause and not said:
-        said = f"rank {cause[1]} ended with exit code {cause[2]}"
-    return said.strip()[:MAX_ERROR]
+    if cause:
+        # The other ranks only miss the one that failed first.
+        rank, exit_code = cause[1], int(cause[2])
+        told.append(last_exception("\n".join(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr))))
+        if exit_code < 0:
+            told.append(f"rank {rank} died of {signal_name(-exit_code)}")
+    plain = RANK.sub("", stderr)  # what a worker says may come without its rank
+    told += [last_exception(plain), *REFUSED.findall(plain)[-1:], *BARE_ERROR.findall(plain)[-1:]]
+    if cause:
+        told.append(f"rank {cause[1]} ended with exit code {cause[2]}")
+    return next(filter(None, told), "").strip()[:300]
 
 
-def said_by_rank(stderr: str, rank: str, exit_code: int) -> str:
-    """What the rank that failed first has said: the others only miss it."""
-    said = last_exception(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr))
-    if exit_code < 0:
-        return said or f"rank {rank} died of {signal_name(-exit_code)}"
-    return said
-
-
-def bare_error(lines: Sequence[str]) -> str:
-    """A syntax error in the training script comes without a traceback, as what Python itself can't find."""
-    return next(filter(BARE_ERROR.match, reversed(lines)), "")
-
-
-def last_exception(lines: Sequence[str]) -> str:
-    """The exception of the last Python traceback; torchrun's own only tells of another."""
-    found = ""
-    for number, line in enumerate(lines):
-        if line.lstrip().startswith("Traceback (most recent call last)"):
-            indent = len(line) - len(line.lstrip())
-            said = exception_in([each[indent:] for each in lines[number + 1 :]])
-            found = found if "ChildFailedError" in said else said
-    return found
-
-
-def exception_in(lines: Sequence[str]) -> str:
-    """The exception below the frames of a traceback, its further lines joined; a bare one gets its source line."""
-    frames = list(itertools.takewhile(lambda line: line.startswith(" ") or not line.strip(), lines))
-    said = ""
-    for line in lines[len(frames) :]:
-        goes_on = line.startswith((" ", "\t")) or said.endswith(":")
-        if said and not (goes_on and line.strip()):
-            break
-        said = f"{said} {line.strip()}".strip()
-    if re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
-        said += source_of(frames)
-    return said
-
-
-def source_of(frames: Sequence[str]) -> str:
-    """`: assert x > 0 (train.py, line 12)`: the last frame, where its source is told."""
-    found = list(FRAME.finditer("\n".join(frames)))
-    if not found or not found[-1][3]:
+def last_exception(stderr: str) -> str:
+    """The last Python traceback's exception; a bare one with its source: `AssertionError: x > 0 (a.py, line 1)`."""
+    found = TRACEBACK.findall(stderr)
+    if not found:
         return ""
-    path, line, source = found[-1].groups()
-    return f": {source.strip()} ({os.path.basename(path)}, line {line})"
-
-
-def refusal(lines: Sequence[str]) -> str:
-    """The line by which a parser of command lines refuses one: `train.py: error: unrecognized arguments: --foo`."""
-    text = "\n".join(lines)
-    usage = USAGE.search(text)
-    found = REFUSED.findall(text, usage.start()) if usage else []
-    return str(found[-1]) if found else ""
+    _, frames, lines = found[-1]
+    said = " ".join(lines.split())
+    for path, line, source in FRAME.findall(frames)[-1:]:
+        if source and re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
+            said += f": {source.strip()} ({os.path.basename(path)}, line {line})"
+    return said
 
 
 def hint_for(text: str) -> Optional[str]:
-    return next((hint for pattern, hint in HINTS if re.search(pattern, text)), None)
+    return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
 
 
 def says_broken_checkpoint(stderr: str) -> bool:
@@ -1825,9 +1431,8 @@ TEMPORARY = re.compile(r"(?i)^\.|^tmp|~$|(?:^|[._-])(?:tmp|temp|part|partial|inc
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     """The trainer's checkpoints, the newest first."""
-    found = looks_at(paths_like(folder, pattern))
-    whole = itertools.filterfalse(is_temporary, found)
-    return sorted(whole, key=lambda path: (found[path][1], natural(path)), reverse=True)
+    found = looks_at(itertools.filterfalse(is_temporary, paths_like(folder, pattern)))
+    return sorted(found, key=lambda path: (found[path][1], natural(path)), reverse=True)
 
 
 def being_written(folder: str, pattern: str) -> dict[str, tuple[int, int]]:
@@ -1835,8 +1440,7 @@ def being_written(folder: str, pattern: str) -> dict[str, tuple[int, int]]:
     parent, name = os.path.split(pattern.rstrip("/"))
     stem = glob.escape(re.split(r"[*?[]", name)[0].strip("._-"))
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
-    near = paths_like(folder, os.path.join(parent, f"*{stem}*"))
-    near += paths_like(folder, os.path.join(parent, f".*{stem}*"))
+    near = [path for dot in ("", ".") for path in paths_like(folder, os.path.join(parent, f"{dot}*{stem}*"))]
     looks = looks_at([*paths_like(folder, pattern), *filter(is_temporary, near)])
     return {os.path.relpath(path, folder): look for path, look in looks.items()}
 
@@ -1846,10 +1450,7 @@ def is_temporary(path: str) -> bool:
 
 
 def paths_like(folder: str, pattern: str) -> list[str]:
-    with contextlib.suppress(OSError, re.error):
-        found = glob.glob(os.path.join(glob.escape(folder), pattern))
-        return [path.rstrip("/") for path in found]
-    return []
+    return [path.rstrip("/") for path in glob.glob(os.path.join(glob.escape(folder), pattern))]
 
 
 def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -1866,59 +1467,55 @@ def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
 
 # Curves for the page.
 
-EXACT_LINES = 20_000  # of a log that are all read; of what follows a crowd's samples
+EXACT = 1 << 20  # bytes of a log of which each loss is read
 Point = tuple[int, float]  # the step and the loss
 
 
 class Points:
     """The points of one curve, steps ascending; of many, as many as a plot can show."""
 
-    def __init__(self, lowest: int) -> None:
-        self.lowest = lowest  # how many of the lowest losses of each span are kept
+    def __init__(self, has_best: bool = False) -> None:
+        self.has_best = has_best  # the lowest loss of each span of steps is kept
         self.points: list[Point] = []
 
-    def add(self, point: Point) -> None:
+    def add(self, step: Optional[int], loss: Optional[float]) -> None:
+        if step is None or loss is None:
+            return
         # A resumed run does these steps again, and what it says of them counts.
-        while self.points and self.points[-1][0] >= point[0]:
+        while self.points and self.points[-1][0] >= step:
             self.points.pop()
-        self.points.append(point)
+        self.points.append((step, loss))
         if len(self.points) > 1200:
             self.points = self.thinned(300)
 
     def thinned(self, spans: int) -> list[Point]:
-        """Of each of so many equal spans of steps the points that shape the curve."""
+        """Of each of so many equal spans of steps the first point, and the lowest."""
         if len(self.points) <= 2 * spans:
             return self.points
         width = (self.points[-1][0] - self.points[0][0] + 1) / spans
         kept = {self.points[-1]}
         for _, group in itertools.groupby(self.points, lambda point: point[0] // width):
-            kept.update(self.landmarks(list(group)))
+            span = list(group)
+            kept.add(span[0])
+            if self.has_best:
+                kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
         return sorted(kept)
 
-    def landmarks(self, span: Sequence[Point]) -> list[Point]:
-        """The first point, the first nan or inf and the lowest."""
-        finite = list(filter(ends_finite, span))
-        broken = list(itertools.filterfalse(ends_finite, span))
-        lowest = sorted(finite, key=lambda point: point[1])
-        return [*span[:1], *broken[:1], *lowest[: self.lowest]]
-
-
-def ends_finite(point: Point) -> bool:
-    return math.isfinite(point[1])
+    def drawn(self, spans: int) -> list[list[Any]]:
+        """In a form that every JSON parser takes: losses that are not finite become texts."""
+        return [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in self.thinned(spans)]
 
 
 class Curve:
     """The losses in one log, read as it grows; of millions of lines enough to draw, and in seconds."""
 
     def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
-        self.ignored, self.patterns = ignored, patterns
+        self.reader = LineReader(ignored, patterns)
         self.start_over((0, 0))
 
     def start_over(self, file: tuple[int, int]) -> None:
-        self.file, self.offset, self.rest = file, 0, b""
-        self.reader = LineReader(self.ignored, self.patterns)
-        self.taken = 0  # lines
-        self.val, self.train, self.evaluated = Points(lowest=1), Points(lowest=0), Points(lowest=0)
+        self.file, self.offset = file, 0
+        self.val, self.train = Points(has_best=True), Points()
 
     def update(self, path: str, limit: float = math.inf) -> None:
         """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
@@ -1928,43 +1525,25 @@ class Curve:
                 file = (status.st_dev, status.st_ino)
                 if file != self.file or status.st_size < self.offset:
                     self.start_over(file)
-                log.seek(self.offset)
                 end = min(status.st_size, self.offset + limit)  # a trainer that writes faster can't hold this up
-                while self.offset < end:
-                    block = log.read(BLOCK)
-                    if not block:
-                        return
-                    self.offset += len(block)
-                    self.take(self.rest + block)
+                while self.offset < end and self.take(os.pread(log.fileno(), BLOCK, self.offset)):
+                    pass
         except OSError:
             self.start_over((0, 0))
 
-    def take(self, data: bytes) -> None:
-        data = data.replace(b"\r", b"\n")
-        end = data.rfind(b"\n") + 1
-        crowd = sys.maxsize if self.taken < EXACT_LINES else CROWD
-        for said in filter(None, self.reader.find(data, 0, end, crowd)):
-            self.taken += 1
-            self.add(said)
-        self.rest = data[end:][-LINE_LIMIT:]
-
-    def add(self, said: Said) -> None:
-        step = or_else(said.step, 0)
-        train = self.train if said.val is None else self.evaluated
-        if said.val is not None:
-            self.val.add((step, said.val))
-        if said.train is not None:
-            train.add((step, said.train))
+    def take(self, data: bytes) -> int:
+        """Read the whole lines of a block; returns their size, 0 where there is none as yet."""
+        lines = data.replace(b"\r", b"\n")
+        size = lines.rfind(b"\n") + 1 or (len(data) if len(data) == BLOCK else 0)
+        for said in self.reader.find(lines, 0, size, math.inf if self.offset < EXACT else CROWD):
+            self.train.add(said.step, said.train)
+            self.val.add(said.step, said.val)
+        self.offset += size
+        return size
 
     def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
-        """The [step, loss] that the page draws; train losses of evaluations if no iteration is printed."""
-        train = self.train.thinned(spans) or self.evaluated.thinned(spans)
-        return {"val": drawable(self.val.thinned(spans)), "train": drawable(train)}
-
-
-def drawable(points: Iterable[Point]) -> list[list[Any]]:
-    """In a form that every JSON parser takes: losses that are not finite become texts."""
-    return [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in points]
+        """The [step, loss] that the page draws."""
+        return {"val": self.val.drawn(spans), "train": self.train.drawn(spans)}
 # --------------------------------------------------------------------------------------------------- store
 # The batch on disk: where its files are, how they are written so that a crash leaves the old or the new one, and what
 # they tell when they are read back. It must not know of processes and views.
@@ -1985,7 +1564,7 @@ def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True
     Who holds the batch's lock uses one temporary name for each file, so that a crash leaves few; others add their
     pid, so that two writers never share one."""
     folder, name = os.path.split(path)
-    short = name[:200]  # a file's name has 255 bytes at the most
+    short = os.fsdecode(os.fsencode(name)[:200])  # a name has 255 bytes at the most
     temporary = os.path.join(folder, f".{short}.tmp" if is_holder else f".{short}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -3690,6 +3269,10 @@ STUCK = 2.0  # seconds without progress after which a console is left alone at t
 NOT_COMPARED = ("seed", "device", "out_dir", "wandb_run_name")  # settings in which runs of one seed group may differ
 
 
+def known(values: Iterable[Optional[float]]) -> list[float]:
+    return [value for value in values if value is not None and math.isfinite(value)]
+
+
 def elapsed(result: Result) -> Optional[float]:
     """Seconds that an attempt took, or has taken so far."""
     if result.status is Status.RUNNING and result.start_time:
@@ -3701,33 +3284,37 @@ def elapsed(result: Result) -> Optional[float]:
 def total_elapsed(result: Result) -> Optional[float]:
     """Seconds of all attempts, those of a running one included."""
     if result.status is Status.RUNNING:
-        return (result.total_seconds or 0.0) + (elapsed(result) or 0.0)
+        return sum(known([result.total_seconds, elapsed(result)]))
     return result.duration_seconds if result.total_seconds is None else result.total_seconds
 
 
 def seconds_left(result: Result) -> Optional[float]:
     """Iterations left times the time per iteration of a running experiment, where both are known."""
-    step, first, took = result.metrics.step, result.metrics.first_step, elapsed(result)
-    if result.status is not Status.RUNNING or result.max_iters is None or took is None:
+    facts = known([result.max_iters, result.metrics.step, result.metrics.first_step, elapsed(result)])
+    if result.status is not Status.RUNNING or len(facts) < 4:
         return None
-    if step is None or first is None or step <= first:
-        return None
-    return max(0.0, (result.max_iters - step) * took / (step - first))
+    iterations, step, first, took = facts
+    return max(0.0, iterations - step) * took / (step - first) if step > first else None
+
+
+def seconds_needed(result: Result) -> Optional[float]:
+    """What the attempt of a running experiment will have taken."""
+    left = seconds_left(result)
+    return None if left is None else sum(known([left, elapsed(result)]))
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
     """Seconds until a batch is done: what its running experiments need, and the usual time for each of the others.
 
     The usual time is the mean of the completed ones, else of what the running ones will have taken."""
-    running = [each for each in results if each.status is Status.RUNNING]
-    if not running:
-        return None  # interrupted or finished: nothing is on its way
-    known = [(seconds_left(each), elapsed(each) or 0.0) for each in running]
-    lefts = [left for left, _ in known if left is not None]
-    others = sum(each.status is Status.PENDING for each in results) + len(running) - len(lefts)
-    took = [total_elapsed(each) or 0.0 for each in results if each.status is Status.COMPLETED]
-    took = took or [left + gone for left, gone in known if left is not None]
-    if others and not took:
+    by_status: defaultdict[Status, list[Result]] = defaultdict(list)
+    for each in results:
+        by_status[each.status].append(each)
+    running = by_status[Status.RUNNING]
+    lefts = known(map(seconds_left, running))
+    others = len(by_status[Status.PENDING]) + len(running) - len(lefts)
+    took = known(map(total_elapsed, by_status[Status.COMPLETED])) or known(map(seconds_needed, running))
+    if not running or (others and not took):  # nothing is on its way, or nothing is known yet
         return None
     usual = sum(took) / max(1, len(took))
     return max([(sum(lefts) + others * usual) / max(1, slots), *lefts])
@@ -3739,15 +3326,15 @@ def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
 def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """What the table, the page and --status --json show of each experiment."""
     keys = ("status", "error", "hint", "warnings", "stderr_tail", "attempts", "settings", "device", "last_line")
-    losses = [(each.metrics.best_val_loss, each.config_name) for each in results]
-    known = [(loss, name) for loss, name in losses if loss is not None]
-    best = min(known)[1] if len(known) > 1 else ""
+    losses = [each.metrics.best_val_loss for each in results]
+    finite = known(losses)
+    best = losses.index(min(finite)) if len(finite) > 1 else None
     rows = []
-    for each in results:
+    for number, each in enumerate(results):
         row = {"name": each.config_name, "progress": show_progress(each), **to_json(each.metrics)}
         row.update((key, getattr(each, key)) for key in keys)
         row.update(duration_seconds=elapsed(each), total_seconds=total_elapsed(each), eta_seconds=seconds_left(each))
-        row.update(config_path=each.config_path, best=each.config_name == best)
+        row.update(config_path=each.config_path, best=number == best)
         rows.append(row)
     return rows
 
@@ -3762,11 +3349,11 @@ def show_progress(result: Result) -> str:
 def table(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
     rows = rows_of(results)
-    is_marked = any(row["best"] for row in rows)
-    titles = [STAR if is_marked and title == "best val loss" else title for title in TITLES]
-    columns = list(map(list, zip(titles, *map(table_cells, rows))))
-    columns = [column for column in columns if column[0] in TITLES[:2] or any(column[1:])]
-    head, *lines = lay_out([*columns, *setting_columns(rows)], width)
+    titles = list(TITLES)
+    if any(row["best"] for row in rows):
+        titles[4] = STAR
+    columns = [*zip(titles, *map(table_cells, rows)), *setting_columns(rows)]
+    head, *lines = lay_out(columns, width)
     told = [head]
     for row, line in zip(rows, lines):
         told += [line, *notes_of(row)]
@@ -3774,7 +3361,6 @@ def table(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
 
 
 def table_cells(row: dict[str, Any]) -> list[str]:
-    left = row["eta_seconds"]
     return [
         clean(row["name"]),
         f"{row['status']} (!)" if row["warnings"] else str(row["status"]),
@@ -3782,7 +3368,7 @@ def table_cells(row: dict[str, Any]) -> list[str]:
         show_loss(row["val_loss"], ""),
         show_loss(row["best_val_loss"], "") + ("*" if row["best"] else ""),
         show_duration(row["total_seconds"]),
-        "" if left is None else show_duration(left),
+        show_duration(row["eta_seconds"], ""),
     ]
 
 
@@ -3790,11 +3376,16 @@ def setting_columns(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """A column for each setting in which the rows differ, and for the device."""
     settings = [{"device": row["device"] or "", **row["settings"]} for row in rows]
     columns = []
-    for key in dict.fromkeys(key for each in settings for key in each):
+    for key in keys_of(settings):
         texts = [show_setting(each, key) for each in settings]
         if len(set(texts)) > 1:
             columns.append([clean(key), *differing_parts(texts)])
     return columns
+
+
+def keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The keys of all of these, as they come."""
+    return list(dict.fromkeys(itertools.chain.from_iterable(settings)))
 
 
 def show_setting(settings: Mapping[str, Any], key: str) -> str:
@@ -3813,19 +3404,20 @@ def differing_parts(texts: Sequence[str]) -> list[str]:
 
 
 def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns as lines of at most this width: those that don't fit are left out, and the names, which stand in the
-    first one, are cut in the middle."""
+    """Columns, each with its title, as lines of at most this width: those that are empty or don't fit are left out, and
+    the names, which stand in the first one, are cut in the middle."""
     longest = max(map(len, columns[0]))
     room = width - min(SHORT_NAME, longest)
     kept = []
-    for column in columns[1:]:
-        wide = max(map(len, column))
-        if wide + 2 <= room:
+    for title, *cells in columns[1:]:
+        wide = max(map(len, [title, *cells]))
+        if any(cells) and wide + 2 <= room:
             room -= wide + 2
-            kept.append([cell.rjust(wide) if column[0] in NUMBERS else cell.ljust(wide) for cell in column])
+            to_side = str.rjust if title in NUMBERS else str.ljust
+            kept.append([to_side(cell, wide) for cell in (title, *cells)])
     wide = min(longest, SHORT_NAME + max(0, room))
     names = [shorten(name, wide).ljust(wide) for name in columns[0]]
-    return ["  ".join(cells).rstrip() for cells in zip(names, *kept)]
+    return ["  ".join(line).rstrip() for line in zip(names, *kept)]
 
 
 def notes_of(row: dict[str, Any]) -> list[str]:
@@ -3869,8 +3461,8 @@ def compared(result: Result) -> dict[str, Any]:
 
 def seed_group(group: Sequence[Result]) -> SeedGroup:
     """Its name is that of an experiment without the seed, or what the names begin with."""
-    bare = {re.sub(r"__seed_[^_]*", "", each.config_name) for each in group}
-    name = bare.pop() if len(bare) == 1 else os.path.commonprefix([each.config_name for each in group])
+    bare = [re.sub(r"__seed_[^_]*", "", each.config_name) for each in group]
+    name = os.path.commonprefix(bare)
     done = [each.metrics for each in group if each.status is Status.COMPLETED]
     best = mean_and_deviation([each.best_val_loss for each in done])
     last = mean_and_deviation([each.val_loss for each in done])
@@ -3879,11 +3471,11 @@ def seed_group(group: Sequence[Result]) -> SeedGroup:
 
 def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[float], Optional[float]]:
     """Mean and sample standard deviation of two or more losses that are known and finite."""
-    known = [loss for loss in losses if loss is not None and math.isfinite(loss)]
-    if len(known) < 2:
+    finite = known(losses)
+    if len(finite) < 2:
         return None, None
-    mean = math.fsum(known) / len(known)
-    variance = math.fsum((loss - mean) ** 2 for loss in known) / (len(known) - 1)
+    mean = math.fsum(finite) / len(finite)
+    variance = math.fsum((loss - mean) ** 2 for loss in finite) / (len(finite) - 1)
     return mean, math.sqrt(variance)
 
 
@@ -3907,13 +3499,9 @@ def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
 def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int, size: tuple[int, int]) -> list[str]:
     """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
     width, height = size
-    most = max(1, height - 3)
-    seen = running if len(running) <= most else running[: max(1, most - 1)]
-    columns = [column for column in zip(*map(live_cells, seen)) if any(column)]
-    lines = lay_out(columns, width - 1) if seen else []
-    for number, each in enumerate(seen):
-        if each.metrics.step is None:
-            lines[number] = f"{lines[number]}  {clean(each.last_line)}".rstrip()
+    seen = running[: max(1, height - 4)]
+    columns = list(zip([""] * 6, *map(live_cells, seen)))
+    lines = [f"{line}  {last_words(each)}".rstrip() for line, each in zip(lay_out(columns, width - 1)[1:], seen)]
     if len(seen) < len(running):
         lines.append(f"... and {len(running) - len(seen)} more")
     left = batch_left(everyone, slots)
@@ -3922,20 +3510,22 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     return [line[: max(1, width - 1)] for line in lines]
 
 
+def last_words(result: Result) -> str:
+    """Of a trainer that prints no step its last line is what there is to show."""
+    return clean(result.last_line) if result.metrics.step is None else ""
+
+
 def live_cells(result: Result) -> list[str]:
-    """The bar comes last: it goes first where room is scarce. What prints no step has its last line in their place."""
-    metrics, left = result.metrics, seconds_left(result)
-    if metrics.step is None and result.last_line:
-        return [result.config_name, *[""] * 6]
-    done = min(20, 20 * (metrics.step or 0) // result.max_iters) if result.max_iters else 0
+    if last_words(result):
+        return [result.config_name, *[""] * 5]
+    left = seconds_left(result)
     return [
         result.config_name,
         f"iter {show_progress(result) or 0}",
-        f"loss {show_loss(metrics.train_loss)}",
-        f"val {show_loss(metrics.val_loss)}",
+        f"loss {show_loss(result.metrics.train_loss)}",
+        f"val {show_loss(result.metrics.val_loss)}",
         whole_seconds(elapsed(result)),
         "" if left is None else f"ETA {whole_seconds(left)}",
-        ("#" * done).ljust(20, ".") if result.max_iters else "",
     ]
 
 
@@ -4117,9 +3707,9 @@ def terminal_size() -> tuple[int, int]:
 MAX_CURVES = 100  # are drawn; more can't be told apart
 MAX_LINKED = 1000  # experiments; of more each has its first link only: six links make 10,000 rows a page of 10 MB
 MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the number too
-MAX_PLAIN = 24  # characters of a setting; a longer one is folded
 NUMBER_TEXT = re.compile(r"\??|-?(\d[\d.]*(e[-+]?\d+)?|inf|nan)")  # `?`: it isn't known; nothing: it isn't set
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
+SIGN = "⚠\ufe0e"
 EMPTY = {  # by whether the batch runs
     True: "The curves begin with the first evaluation.",
     False: "No experiment printed an evaluation, so there are no curves.",
@@ -4183,57 +3773,48 @@ def is_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # no bool, nan or inf, nor an int beyond floats
 
 
-def loss_html(loss: Any) -> str:
+def loss_html(loss: Any, deviation: Any = None) -> str:
+    if deviation is not None:
+        return f"{loss_html(loss)} ± {loss_html(deviation)}"
     if not is_number(loss):
         return to_html(loss)  # a nan is a text by now
     return f"{loss:.4f}" if 1e-3 <= abs(loss) < 1e5 else f"{loss:.4g}"
 
 
-def mean_html(mean: Any, deviation: Any) -> str:
-    return loss_html(mean) if deviation is None else f"{loss_html(mean)} ± {loss_html(deviation)}"
+def dot_html(kind: str, inside: str) -> str:
+    return f'<span class="dot {to_html(kind)}">{inside}</span>'
 
 
-def duration_html(seconds: Optional[float]) -> str:
-    return "" if seconds is None else show_duration(seconds)
-
-
-def warning_html(text: str) -> str:
-    return f'<p class="warn">⚠\ufe0e {lines_html(text)}</p>'
-
-
-def title_html(column: Column) -> str:
-    return f'<th scope="col" class="{column.kind}">{name_html(column.title)}</th>'
+def warnings_html(texts: Iterable[str]) -> str:
+    return "".join(f'<p class="warn">{SIGN} {lines_html(text)}</p>' for text in texts)
 
 
 def table_html(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
     """A table with a tbody for each row. End tags that HTML lets go are a megabyte at 10,000 rows."""
-    lines = [f"<table><thead><tr>{''.join(map(title_html, columns))}</thead>"]
+    titles = [f'<th scope="col" class="{column.kind}">{name_html(column.title)}</th>' for column in columns]
+    lines = [f"<table><thead><tr>{''.join(titles)}</thead>"]
     for row in rows:
         cells = [CELLS[column.kind] + column.show(row) for column in columns]
-        notes = element(f'td colspan="{len(columns)}"', notes_html(row))
-        lines += ["<tbody><tr>" + "".join(cells), element('tr class="note"', notes)]
-    return "\n".join(filter(None, lines)) + "</table>"
-
-
-def notes_html(row: dict[str, Any]) -> str:
-    """What stands under a row: the error, with hint and end of stderr folded under it, and the warnings."""
-    told = "".join(map(warning_html, row.get("warnings", ())))
-    return error_html(row) + told if row.get("error") else told
+        notes = error_html(row) + warnings_html(row.get("warnings", ()))
+        lines.append("<tbody><tr>" + "".join(cells))
+        if notes:
+            lines.append(f'<tr class="note"><td colspan="{len(columns)}">{notes}')
+    return "\n".join(lines) + "</table>"
 
 
 def error_html(row: dict[str, Any]) -> str:
+    """The error of a row, with hint and end of stderr folded under it."""
+    if not row.get("error"):
+        return ""
     error = lines_html(row["error"])
     more = element("p", lines_html(row["hint"])) + element("pre", lines_html(row["stderr_tail"]))
-    if not more:
-        return f'<p class="bad">{error}</p>'
-    return f'<details><summary class="bad">{error}</summary>{more}</details>'
+    return f'<details><summary class="bad">{error}</summary>{more}</details>' if more else f'<p class="bad">{error}</p>'
 
 
 def status_html(row: dict[str, Any]) -> str:
-    status = to_html(row["status"])
-    mark = ' <span class="warn">⚠\ufe0e</span>' if row["warnings"] else ""
+    mark = f' <span class="warn">{SIGN}</span>' if row["warnings"] else ""
     attempts = f"<small>{row['attempts']} attempts</small>" if row["attempts"] > 1 else ""
-    return dot_html(status, status + mark) + attempts
+    return dot_html(row["status"], to_html(row["status"]) + mark) + attempts
 
 
 def best_html(row: dict[str, Any]) -> str:
@@ -4241,43 +3822,17 @@ def best_html(row: dict[str, Any]) -> str:
     return element("b", loss) if row["best"] else loss
 
 
-def name_column(title: str) -> Column:
-    return Column(title, "name", lambda row: element("div", name_html(row["name"])))
-
-
-def keys_of(rows: Sequence[dict[str, Any]], part: str) -> list[str]:
-    """The keys of all rows' settings, or of what a sweep has set, as they come."""
-    return list(dict.fromkeys(key for row in rows for key in row[part]))
-
-
 def setting_column(key: str, rows: Sequence[dict[str, Any]]) -> Column:
     """A setting; of long values the part in which they differ, and the whole folded under it."""
-    texts = [setting_text(row, key) for row in rows]
-    start = differs_from(list(filter(is_long, texts)))
+    texts = [show_setting(row["settings"], key) for row in rows]
+    parts = dict(zip(texts, differing_parts(texts)))
 
     def show(row: dict[str, Any]) -> str:
-        text = setting_text(row, key)
-        whole = to_html(text)
-        part = to_html(text[start : start + MAX_PLAIN].strip())
-        return f"<details><summary>{part}…</summary>{whole}</details>" if is_long(text) else whole
+        text = show_setting(row["settings"], key)
+        part, whole = to_html(parts[text]), to_html(text)
+        return whole if part == whole else f"<details><summary>{part}</summary>{whole}</details>"
 
     return Column(key, "n" if all(map(NUMBER_TEXT.fullmatch, texts)) else "s", show)
-
-
-def is_long(text: str) -> bool:
-    return len(text) > MAX_PLAIN
-
-
-def setting_text(row: dict[str, Any], key: str) -> str:
-    """A setting's value; `?` for None: it isn't known."""
-    value = row["settings"].get(key, "")
-    return "?" if value is None else str(value)
-
-
-def differs_from(texts: Sequence[str]) -> int:
-    """Where the item of a list begins in which texts begin to differ; 0 where all are the same."""
-    prefix = os.path.commonprefix(list(texts)) if len(set(texts)) > 1 else ""
-    return len(re.sub(r"[^,\[{(]*\Z", "", prefix))
 
 
 def experiments_html(rows: Sequence[dict[str, Any]], running: bool) -> str:
@@ -4289,30 +3844,30 @@ def experiments_html(rows: Sequence[dict[str, Any]], running: bool) -> str:
         Column("Val loss", "n", lambda row: loss_html(row["val_loss"])),
         Column("Best val loss", "n", best_html),
         Column("At step", "n", lambda row: to_html(row["best_step"])),
-        Column("Duration", "n", lambda row: duration_html(row["total_seconds"])),
-        Column("ETA", "n", lambda row: duration_html(row["eta_seconds"]) if running else ""),
+        Column("Duration", "n", lambda row: show_duration(row["total_seconds"], "")),
+        Column("ETA", "n", lambda row: show_duration(row["eta_seconds"], "") if running else ""),
     ]
     files = Column("Files", "f", lambda row: " ".join(itertools.starmap(link_html, row["files"][:most_links])))
-    settings = {key: setting_column(key, rows) for key in keys_of(rows, "settings")}
-    swept = [settings.pop(key) for key in keys_of(rows, "sweep") if key in settings]
-    known = [column for column in facts if any(map(column.show, rows))]
+    settings = {key: setting_column(key, rows) for key in keys_of(row["settings"] for row in rows)}
+    swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
+    facts = [column for column in facts if any(map(column.show, rows))]
     status = Column("Status", "s", status_html)
-    return table_html([name_column("Experiment"), *swept, status, *known, *settings.values(), files], rows)
+    name = Column("Experiment", "name", lambda row: element("div", name_html(row["name"])))
+    return table_html([name, *swept, status, *facts, *settings.values(), files], rows)
 
 
 def groups_html(groups: Sequence[dict[str, Any]]) -> str:
     """The groups of experiments that differ in nothing but the seed."""
-    if not groups:
-        return ""
     columns = [
-        name_column("Group"),
-        *[setting_column(key, groups) for key in keys_of(groups, "settings")],
+        Column("Group", "name", lambda row: element("div", name_html(row["name"]))),
+        *[setting_column(key, groups) for key in keys_of(row["settings"] for row in groups)],
         Column("Completed", "n", lambda row: f"{row['completed']} of {row['total']}"),
-        Column("Best val loss", "n", lambda row: mean_html(row["best_mean"], row["best_std"])),
-        Column("Last val loss", "n", lambda row: mean_html(row["last_mean"], row["last_std"])),
+        Column("Best val loss", "n", lambda row: loss_html(row["best_mean"], row["best_std"])),
+        Column("Last val loss", "n", lambda row: loss_html(row["last_mean"], row["last_std"])),
     ]
     title = '<div class="bar"><h2>Over seeds</h2><span class="dim">mean ± standard deviation</span></div>'
-    return f'<section id="groups">{title}<div class="scroll">{table_html(columns, groups)}</div></section>'
+    table = f'<div class="scroll">{table_html(columns, groups)}</div>'
+    return element('section id="groups"', title + table if groups else "")
 
 
 def batches_html(batches: Sequence[dict[str, Any]]) -> str:
@@ -4323,7 +3878,7 @@ def batches_html(batches: Sequence[dict[str, Any]]) -> str:
         Column("Started", "s", lambda row: to_html(row["started"])),
         Column("Command", "s", lambda row: element("code", to_html(row["command"]))),
     ]
-    return f'<div class="scroll" id="batches">{table_html(columns, batches)}</div>' if batches else ""
+    return element('div class="scroll" id="batches"', table_html(columns, batches) if batches else "")
 
 
 def head_html(head: PageHead) -> str:
@@ -4338,55 +3893,45 @@ def head_html(head: PageHead) -> str:
         "Changes": link_html("uncommitted.patch", head.patch) if head.patch else "",
         "Started": to_html(head.started),
         "Updated": to_html(head.updated),
-        "Duration": duration_html(head.duration),
-        "ETA": duration_html(head.eta) if running else "",
+        "Duration": show_duration(head.duration, ""),
+        "ETA": show_duration(head.eta, "") if running else "",
         "Command": element("code", to_html(head.command)),
     }
+    told = [f"<div><dt>{title}</dt><dd>{fact}</dd></div>" for title, fact in facts.items() if fact]
     lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', "".join(states))]
-    lines += map(warning_html, head.warnings)
-    lines += [element("dl", "".join(itertools.starmap(fact_html, facts.items()))), batches_html(head.batches)]
+    lines += [warnings_html(head.warnings), element("dl", "".join(told)), batches_html(head.batches)]
     return "\n".join(lines)
-
-
-def dot_html(kind: str, inside: str) -> str:
-    return f'<span class="dot {to_html(kind)}">{inside}</span>'
-
-
-def fact_html(title: str, fact: str) -> str:
-    return element("div", f"<dt>{title}</dt><dd>{fact}</dd>" if fact else "")
 
 
 def swept_setting(rows: Sequence[dict[str, Any]]) -> Optional[str]:
     """The setting along which a sweep can be drawn: its numbers tell the points apart, seeds aside."""
-    key = next((key for key in keys_of(rows, "sweep") if key != "seed"), "")
-    values = [row["sweep"].get(key) for row in rows]
-    points = [str({**row["sweep"], "seed": None}) for row in rows]
-    if not all(map(is_number, values)):
+    key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
+    points = {str({**row["sweep"], "seed": None}): row["sweep"].get(key) for row in rows}
+    if not all(map(is_number, points.values())):
         return None
-    return key if len(set(values)) == len(set(points)) else None
+    return key if len(set(points.values())) == len(points) else None
 
 
 def sweep_chart(rows: Sequence[dict[str, Any]]) -> Optional[dict[str, Any]]:
     """A line for each config: its points, and their mean at each value, of which seeds give several."""
-    known = [row for row in rows if row["sweep"] and row["best_val_loss"] is not None]
-    key = swept_setting(known)
+    told = [row for row in rows if row["sweep"] and row["best_val_loss"] is not None]
+    key = swept_setting(told)
     if not key:
         return None
-    lines: dict[str, list[list[Any]]] = {}
-    for row in sorted(known, key=lambda row: float(row["sweep"][key])):
-        point = [row["sweep"][key], row["best_val_loss"], row["name"]]
-        lines.setdefault(row["config_path"], []).append(point)
-    values = sorted({row["sweep"][key] for row in known})
+    lines: defaultdict[str, list[list[Any]]] = defaultdict(list)
+    for row in sorted(told, key=lambda row: float(row["sweep"][key])):
+        lines[row["config_path"]].append([row["sweep"][key], row["best_val_loss"], row["name"]])
+    values = sorted({row["sweep"][key] for row in told})
     drawn = [{"name": path, "points": points, "mean": means(points)} for path, points in lines.items()]
     return {"key": key, "log": is_log_spaced(values), "values": values, "lines": drawn}
 
 
 def means(points: Sequence[list[Any]]) -> list[list[Any]]:
     """The mean loss at each value, in order; a loss that is nan or inf has no part in it."""
-    losses: dict[float, list[float]] = {}
+    losses: defaultdict[float, list[float]] = defaultdict(list)
     for value, loss, _ in points:
         if is_number(loss):
-            losses.setdefault(value, []).append(loss)
+            losses[value].append(loss)
     return [[value, sum(each) / len(each)] for value, each in losses.items()]
 
 
@@ -4516,9 +4061,7 @@ function add(parent, tag, attributes = {}, text = "") {
 // An axis maps values to 0..1, with some room at both ends
 function axis(values, log, room) {
   const f = log ? Math.log10 : v => v, back = log ? v => 10 ** v : v => v;
-  const low = values.reduce((a, v) => Math.min(a, f(v)), Infinity);
-  const high = values.reduce((a, v) => Math.max(a, f(v)), -Infinity);
-  if (low > high) return axis([0, 1], false, 0);
+  const sorted = Float64Array.from(values, f).sort(), low = sorted[0] ?? 0, high = sorted.at(-1) ?? 1;
   const more = low < high ? room * (high - low) : Math.abs(low) / 2 || .5;
   const at = v => (f(v) - low + more) / (high - low + 2 * more);
   return { log, at, low: back(low - more), high: back(high + more) };
@@ -4535,8 +4078,8 @@ function ticks({ low, high, log }, count) {
   return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(9)));
 }
 function short(v) {
-  const tiny = v && Math.abs(v) < 1e-3, how = { notation: "compact", maximumSignificantDigits: 4 };
-  return tiny ? Number(v.toPrecision(4)).toExponential() : v.toLocaleString("en", how).replace("K", "k");
+  const rounded = Number(v.toPrecision(4));
+  return v && Math.abs(v) < 1e-3 ? rounded.toExponential() : String(rounded);
 }
 // series: [{name, color, kind, dots, points: [[x, loss or "nan", name]]}]
 function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
@@ -4606,6 +4149,7 @@ function addEntry(host, tag, line) {
   return entry;
 }
 function draw() {
+  paint(curves);
   const gone = kept.gone || [], log = !!kept.log, train = kept.train ?? !curves.some(c => c.val.length);
   for (const input of document.querySelectorAll("#curves input")) {
     input.checked = input.id === "log" ? log : train;
@@ -4633,6 +4177,7 @@ function draw() {
   }
 }
 function drawSweep() {
+  paint(sweep.lines);
   const points = sweep.lines.flatMap(line => line.points);
   const finite = points.filter(p => isNumber(p[1])).sort((a, b) => a[1] - b[1]);
   const means = sweep.lines.map(line => ({ ...line, kind: "faint", points: line.mean }));
@@ -4676,10 +4221,9 @@ function drawAll() {
   if (curves.length) draw();
   if (sweep) drawSweep();
 }
-for (const lines of [curves, sweep ? sweep.lines : []]) paint(lines);
+window.onresize = drawAll;
 drawAll();
 arrange();
-window.onresize = drawAll;
 // Not while nobody looks, or somebody reads an error or marks a text
 const busy = () => document.hidden || one("details[open]") || String(getSelection());
 if (data.reload) setInterval(() => busy() || location.reload(), 1000 * data.reload);
@@ -4690,6 +4234,7 @@ if (data.reload) setInterval(() => busy() || location.reload(), 1000 * data.relo
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 0.3  # seconds in which the same signal again is no second one: `timeout` sends it to its child and to the group
+PROGRESS = 1.0  # seconds between two summaries that tell nothing but how far trainings are
 DRAW = 0.25  # seconds between two drawings of the live block
 TICK = 1.0  # seconds: while deadlines count, the loop wakes so often that a suspension shows
 ROOM = 100 << 20  # bytes that must be free on the disk for each slot, or twice the largest checkpoint of the batch
@@ -4932,7 +4477,7 @@ class Recorder:
         self.on_write_error: Callable[[str, Exception], None] = lambda path, error: None  # called by the scribe
         self.costs: defaultdict[object, float] = defaultdict(float)  # key -> seconds that its file took the last time
         self.summary_due = self.page_due = math.inf
-        self.summary_earliest = self.page_earliest = 0.0
+        self.summary_earliest = self.page_earliest = self.progress_earliest = 0.0
 
     def say(self, text: str, even_if_quiet: bool = False) -> None:
         """One line for the master log and the console."""
@@ -4972,10 +4517,11 @@ class Recorder:
         self.scribe.forget(path)
         write_file(path, json_bytes(value), sync=False, is_holder=False)
 
-    def changed(self, result: Result) -> None:
+    def changed(self, result: Result, is_progress: bool = False) -> None:
         """Have summary and page written anew, but so that the writing takes a small part of the time."""
         self.changed_names.add(result.config_name)
-        self.summary_due = min(self.summary_due, self.summary_earliest)
+        earliest = self.progress_earliest if is_progress else 0.0
+        self.summary_due = min(self.summary_due, max(self.summary_earliest, earliest))
         self.page_due = min(self.page_due, self.page_earliest)
 
     def next_due(self) -> float:
@@ -5002,7 +4548,9 @@ class Recorder:
         path = os.path.join(self.folder, SUMMARY)
         self.save(path, lambda: write_json(path, value, sync), SUMMARY)
         self.summary_due = math.inf
-        self.summary_earliest = time.monotonic() + max(0.05, 20 * self.costs[SUMMARY])
+        now = time.monotonic()
+        self.summary_earliest = now + max(0.05, 20 * self.costs[SUMMARY])
+        self.progress_earliest = now + PROGRESS
 
     def write_page(self, results: Mapping[str, Result], limit: float) -> None:
         summary = self.summary(results)
@@ -5014,6 +4562,7 @@ class Recorder:
 
     def finish(self, results: Mapping[str, Result]) -> bool:
         """Write down how the batch ended; returns whether all of it is on the disk."""
+        self.scribe.flush()
         for job in list(self.failed.values()):
             self.scribe.put(job)  # there may be room again
         self.write_summary(results, sync=True)
@@ -5284,7 +4833,8 @@ class Batch:
         self.slots = len(slots)
         self.running: dict[int, Attempt] = {}  # by the number of their launch
         self.launches = 0
-        self.copying = 0  # attempts that wait for the copy of their only checkpoint
+        self.preparing = 0  # attempts that wait for the scribe, or for the copy of their only checkpoint
+        self.launched: set[str] = set()  # experiments that have had an attempt in this run
         self.retries: Counter[str] = Counter()
         self.failed: set[str] = set()  # in this run
         self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, which could not be read
@@ -5311,7 +4861,7 @@ class Batch:
         self.say(f"batch {self.folder}: {len(self.waiting)} of {count_of(len(self.plan), 'experiment')} to run")
         self.share_cores()
         try:
-            while self.running or self.may_launch() or (self.copying and self.stopped_by is None):
+            while self.running or self.may_launch() or (self.preparing and self.stopped_by is None):
                 if self.fill_slot():
                     self.take_events(0.0)  # a stop is not kept waiting by many launches
                 else:
@@ -5448,6 +4998,8 @@ class Batch:
         self.draw_due = time.monotonic()
 
     def on_write_error(self, path: str, error: Exception) -> None:
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            return  # it is tried again at the end, and there are descriptors then
         why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
         self.say(f"error: can't write {path}: {why}", even_if_quiet=True)
         if isinstance(error, OSError) and error.errno == errno.EROFS:
@@ -5481,7 +5033,7 @@ class Batch:
 
     def wait(self) -> None:
         """Sleep until an event or the next deadline; then take the events that are there."""
-        if not self.running and not self.copying and not self.is_short():
+        if not self.running and not self.preparing and not self.is_short():
             return
         processes_now = [attempt.process for attempt in self.running.values()]
         due = min([self.recorder.next_due(), self.draw_due, *(each.next_look() for each in processes_now)])
@@ -5537,7 +5089,7 @@ class Batch:
             if tee.stream == "stderr":
                 attempt.process.set_queued(news.queued, time.monotonic())
             self.take_stream(attempt, news)
-        self.recorder.changed(attempt.result)
+        self.recorder.changed(attempt.result, is_progress=True)
 
     def take_stream(self, attempt: Attempt, news: News) -> None:
         result = attempt.result
@@ -5590,7 +5142,10 @@ class Batch:
         self.try_launch(self.waiting.popleft(), self.free.pop(0))
         return True
 
-    def try_launch(self, experiment: Experiment, slot: Slot, has_copy: bool = False) -> None:
+    def try_launch(self, experiment: Experiment, slot: Slot, is_settled: bool = False, has_copy: bool = False) -> None:
+        if experiment.name in self.launched and not is_settled:
+            self.settle_first(experiment, slot)
+            return
         try:
             self.check_room()
             checkpoint = "" if has_copy else self.checkpoint_to_copy(experiment)
@@ -5602,6 +5157,18 @@ class Batch:
         except Shortage as shortage:
             self.give_back(experiment, slot)
             self.wait_for_room(str(shortage))
+
+    def settle_first(self, experiment: Experiment, slot: Slot) -> None:
+        """Before a directory is used again: what the scribe still has to write of the attempt before goes first."""
+        self.preparing += 1
+        self.recorder.scribe.put(lambda: self.events.put(lambda: self.on_prepared(experiment, slot, is_settled=True)))
+
+    def on_prepared(self, experiment: Experiment, slot: Slot, is_settled: bool, has_copy: bool = False) -> None:
+        self.preparing -= 1
+        if self.stopped_by is None and not self.obstacle:
+            self.try_launch(experiment, slot, is_settled, has_copy)
+        else:
+            self.give_back(experiment, slot)
 
     def give_back(self, experiment: Experiment, slot: Slot) -> None:
         self.waiting.appendleft(experiment)
@@ -5618,27 +5185,18 @@ class Batch:
         """Keep a copy of a checkpoint, in a thread, as it may be large; the launch follows. Raises Shortage."""
 
         def copy() -> None:
-            problem = ""
             try:
                 keep_copy(checkpoint)
             except (OSError, shutil.Error) as error:
-                problem = str(error)
-            self.events.put(lambda: self.on_copied(experiment, slot, problem))
+                problem = f"{experiment.name}: no copy of its only checkpoint is kept: {error}"
+                self.events.put(lambda: self.say(problem))
+            self.events.put(lambda: self.on_prepared(experiment, slot, is_settled=True, has_copy=True))
 
         try:
             threading.Thread(target=copy, name="copy", daemon=True).start()
         except RuntimeError as error:
             raise as_shortage(error) from None
-        self.copying += 1
-
-    def on_copied(self, experiment: Experiment, slot: Slot, problem: str) -> None:
-        self.copying -= 1
-        if problem:
-            self.say(f"{experiment.name}: no copy of its only checkpoint is kept: {problem}")
-        if self.stopped_by is None and not self.obstacle:
-            self.try_launch(experiment, slot, has_copy=True)
-        else:
-            self.give_back(experiment, slot)
+        self.preparing += 1
 
     def check_room(self) -> None:
         """Raises Shortage where the disk has no room for what the trainings may write."""
@@ -5716,6 +5274,7 @@ class Batch:
                     os.rmdir(folder)
             raise reason from error
         self.running[number] = attempt
+        self.launched.add(experiment.name)
         self.results[experiment.name] = result
         self.recorder.changed(result)
         self.say_launch(attempt, command, metadata)
@@ -5807,6 +5366,8 @@ class Batch:
             with open(path, "rb") as file:
                 return file.read()
         except OSError as error:
+            if error.errno in SHORTAGES:
+                raise
             raise UsageError(f"config can't be used: {path}: {error.strerror}") from None
 
     def own_lines(self, experiment: Experiment) -> frozenset[bytes]:
@@ -5930,7 +5491,7 @@ class Batch:
         died_of = signal_in(result.return_code or 0)
         if process.is_unkillable:
             result.status, result.error = Status.FAILED, process.reason
-        elif process.ending:
+        elif process.ending and process.ending.sent:  # else it has ended before it was asked to
             result.status, result.error = attempt.stopped_as or Status.TIMEOUT, process.reason
         elif self.stopped_by is not None and died_of in STOP_SIGNALS:  # it got the runner's signal, too
             result.status, result.error = Status.INTERRUPTED, f"stopped by {signal_name(self.stopped_by)}"
