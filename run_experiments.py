@@ -55,6 +55,10 @@ from typing import Any, Callable, NoReturn, Optional, Protocol, TypeVar, Union
 
 __version__ = "2.0.0"
 
+if sys.version_info < (3, 9):  # noqa: UP036 - who has an older one is told so here
+    sys.stderr.write("error: this Python is too old: %d.%d; Python 3.9 or newer is needed\n" % sys.version_info[:2])
+    sys.exit(2)
+
 GRACE = 10.0  # seconds between the stop signal and KILL, unless --grace says otherwise
 LOGS = {name: f"{name}.log" for name in ("stdout", "stderr", "combined")}
 LINE_LIMIT = 1 << 16  # bytes of an unfinished line that are kept back from combined.log
@@ -395,19 +399,10 @@ class SourceReader(ast.NodeVisitor):
             self.visit(statement)
         except RecursionError:  # nested too deeply to tell
             self.lose_all()
-        if isinstance(statement, ast.AnnAssign) and statement.value:
-            self.assign(statement.target, read_literal(statement.value))
-        if isinstance(statement, ast.Assign):
-            for target in statement.targets:
-                self.assign(target, read_literal(statement.value))
-
-    def assign(self, target: ast.expr, value: Any) -> None:
-        if isinstance(target, ast.Name):
-            self.found.settings[target.id] = value
-        elif isinstance(target, (ast.Tuple, ast.List)) and isinstance(value, (tuple, list)):
-            fits = len(target.elts) == len(value)  # with a starred name it may not
-            for each, one in zip(target.elts, value if fits else ()):
-                self.assign(each, one)
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value:
+            targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+            names = [target.id for target in targets if isinstance(target, ast.Name)]
+            self.found.settings.update(dict.fromkeys(names, read_literal(statement.value)))
 
     def lose_all(self) -> None:
         self.found.opaque = True
@@ -461,6 +456,7 @@ def fold(node: ast.expr) -> Any:
 
 
 def uses_configurator(statement: ast.stmt) -> bool:
+    """Whether its path stands in a statement that calls something; a docstring may name it, too."""
     nodes = list(ast.walk(statement))  # ast.dump would be shorter, and fails for deep nesting
     names_it = any(isinstance(node, ast.Constant) and str(node.value).endswith("configurator.py") for node in nodes)
     return names_it and any(isinstance(node, ast.Call) for node in nodes)
@@ -532,6 +528,11 @@ def same_code(a: bytes, b: bytes) -> bool:
     with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
         return ast.dump(ast.parse(a)) == ast.dump(ast.parse(b))
     return a == b
+
+
+def all_known(trainer: Script, config: Script) -> bool:
+    """Whether the two have no settings but those that were seen."""
+    return trainer.strict and not (trainer.opaque or config.opaque or config.problem)
 
 
 def effective_settings(trainer: Script, config: Script) -> dict[str, Any]:
@@ -628,13 +629,13 @@ def quoted(value: Any) -> str:
     return repr(value).replace("=", "\\x3d")
 
 
-def read_number(text: str, kind: type = float) -> float:
-    """The number in a text, an int or a float; nan where there is none."""
+def read_number(text: str, kind: type = float) -> Union[int, float]:
+    """The number in a text, nan where there is none."""
     for read in (kind, float, ast.literal_eval):
         with contextlib.suppress(Exception):
             value = read(text)
-            if type(value) in (int, float):
-                return float(value) if kind is float else value
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                return value
     return math.nan
 
 
@@ -650,8 +651,7 @@ def plain_value(form: str, strict: bool) -> Any:
 
 # What people call settings elsewhere, where it isn't spelled alike.
 ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}
-NO_SEED = "its seed is probably a number in its code, torch.manual_seed(1337 + seed_offset) in nanoGPT: "
-NO_SEED += "write seed = 1337 above the line that execs configurator.py, and use it there"
+NO_SEED = "its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
 INVENTED = ("out_dir", "wandb_run_name")  # settings that differ by the runner's own doing
@@ -710,10 +710,10 @@ def why_not_meant(config: Script, trainer: Script, is_named: bool) -> str:
     """Why a match of a pattern is left out by what it holds: nanoGPT's root has bench.py, sample.py, model.py."""
     if config.strict:
         return "a script that uses configurator.py itself"
-    is_untold = config.problem or config.opaque or trainer.opaque or not trainer.strict  # it may set what isn't seen
     is_baseline = not config.settings and not config.imported
     sets_some = config.settings.keys() & trainer.settings.keys()
-    return "" if is_named or is_untold or is_baseline or sets_some else f"sets no setting of {trainer.path}"
+    is_meant = is_named or is_baseline or sets_some or not all_known(trainer, config)
+    return "" if is_meant else f"sets no setting of {trainer.path}"
 
 
 def suggestion(key: str, settings: Iterable[str]) -> str:
@@ -745,8 +745,6 @@ def split_values(text: str, mark: str = ",") -> list[str]:
             parts[-1] += mark + piece
         else:
             parts.append(piece)
-    if is_open(parts[-1]):  # to the end, so they were no brackets or quotes
-        parts = text.split(mark)
     return [str(as_configurator(part)) if part.startswith(("'", '"')) else part for part in parts]
 
 
@@ -761,9 +759,9 @@ def is_open(text: str) -> bool:
 def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """The product of all sweeps, the last one fastest; one empty point without any."""
     keys = ",".join(sweep).split(",")
-    twice = [key for key, times in Counter(keys).items() if times > 1]
+    twice = Counter(keys) - Counter(set(keys))
     if twice:
-        raise UsageError(f"--sweep: {twice[0]} given twice; name each setting once")
+        raise UsageError(f"--sweep: {next(iter(twice))} given twice; name each setting once")
     axes = [[pair_values(key, value) for value in values] for key, values in sweep.items()]
     for parts in itertools.product(*axes):
         yield dict(zip(keys, itertools.chain.from_iterable(parts)))
@@ -898,8 +896,8 @@ class Planner:
         """Raises UsageError for a key that the trainer doesn't know."""
         script = self.script
         is_name = script.free or key.isidentifier()
-        is_untold = not script.strict or script.opaque or found.opaque or found.problem
-        if is_name and (is_untold or key in made.settings or key in script.imported):
+        is_known = key in made.settings or key in script.imported or not all_known(script, found)
+        if is_name and is_known:
             return
         remedy = f"; {NO_SEED}" if key == "seed" else suggestion(key, made.settings)
         raise UsageError(f"unknown setting '{key}' of {script.path} with {made.config}{remedy}")
@@ -941,10 +939,11 @@ def template_words(template: str, names: Mapping[str, Union[str, list[str]]], wh
 
     def fill(match: re.Match[str]) -> str:
         value = values.get(match[0])
-        if isinstance(value, str):
-            return value
-        remedy = "make it a word of its own" if isinstance(value, list) else f"it knows {' '.join(values)}"
-        raise UsageError(f"{what} holds {match[0]}: {template}; {remedy}")
+        if isinstance(value, list):
+            raise UsageError(f"{what} holds {match[0]} within a word: {template}; make it a word of its own")
+        if value is None:
+            raise UsageError(f"{what} holds {match[0]}: {template}; it knows {', '.join(values)}")
+        return value
 
     try:
         words = shlex.split(template)
@@ -1006,21 +1005,24 @@ def check_template(options: Options) -> None:
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
-    script = "" if options.train_script == Options().train_script else options.train_script
-    replaced = {"--launcher": options.launcher, "--train_script": script, "--": shell_line(options.trainer_args)}
-    for name, value in replaced.items():
-        if value:
-            raise UsageError(f"{name} {value}: not allowed with --command, which is the whole command")
-    held = set(BRACES.findall(options.command))
-    if (options.overrides or options.sweep) and held.isdisjoint(("{overrides}", "{overrides:hydra}")):
-        name = next(iter(options.overrides), "sweep")
-        raise UsageError(f"--command holds no {{overrides}}: {options.command}; --{name} would be dropped")
-    for brace, name, given in (("{config}", "--configs", options.configs), ("{device}", "--devices", options.devices)):
-        if given and brace not in held:
-            raise UsageError(f"--command holds no {brace}: {options.command}; {name} would be dropped")
-        is_there = given or (name == "--configs" and options.resume is not None)
-        if brace in held and not is_there:
-            raise UsageError(f"--command holds {brace}: {options.command}; it wants {name}")
+    for name in ("launcher", "train_script"):
+        if getattr(options, name) != getattr(Options(), name):
+            raise UsageError(f"--{name}: not allowed with --command, which is the whole command")
+    if options.trainer_args:
+        raise UsageError(f"words after --: {shell_line(options.trainer_args)}; write them into the --command")
+    taken = [
+        ("{config", "--configs", options.configs),
+        ("{device", "--devices", options.devices),
+        ("{overrides", "--" + next(iter(options.overrides), ""), options.overrides),
+        ("{overrides", "--sweep", options.sweep),
+    ]
+    for brace, name, given in taken:
+        if given and brace not in options.command:
+            raise UsageError(f"--command holds no {brace}}}: {options.command}; {name} would be dropped")
+    if "{config}" in options.command and not options.configs and options.resume is None:
+        raise UsageError(f"no configs for the {{config}} of --command: {options.command}; name them with --configs")
+    if "{device}" in options.command and not options.devices:
+        raise UsageError(f"--command holds {{device}}: {options.command}; name the --devices")
 # -------------------------------------------------------------------------------------------------- output
 # What a training's output and its directory tell: metrics, errors and hints, checkpoints, curves. Bytes and files in,
 # facts out. Knows nothing of processes, batches and screens.
@@ -1099,16 +1101,20 @@ def said_in(line: bytes) -> Optional[Said]:
     if own:
         val = float(own[3]) if own.lastindex == 3 else None
         return Said(int(own[1]), float(own[2]), val, own[0])
-    plain = plain.lower()
+    return said_in_words(plain.lower(), line)
+
+
+def said_in_words(plain: bytes, line: bytes) -> Optional[Said]:
+    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
     told: dict[str, bytes] = {}
-    for field_found in FIELD.finditer(plain):
-        told.setdefault(str(field_found.lastgroup), field_found[int(field_found.lastindex or 0) + 1])
+    for match in FIELD.finditer(plain):
+        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
     if "loss" in told and EVALUATING.match(plain):
         told.setdefault("val_loss", told.pop("loss"))
     for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
-        match = pattern.search(plain) if told.keys().isdisjoint(("step", kind)) else None
-        if match:
-            told[kind] = match[1]
+        found = pattern.search(plain) if told.keys().isdisjoint(("step", kind)) else None
+        if found:
+            told[kind] = found[1]
     return None if told.keys().isdisjoint(("step", "epoch")) else said_by(told, line)
 
 
@@ -1140,7 +1146,7 @@ def words_in(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[
 def lines_with(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
     """The lines that hold one of the words, in their order; `find` is some times faster than a pattern."""
     found: dict[int, bytes] = {}
-    for word in words_in(words, data, start, end):
+    for word in words:
         at = data.find(word, start, end)
         while at >= 0:
             first = data.rfind(b"\n", start, at) + 1 or start
@@ -1158,19 +1164,20 @@ def line_end(data: bytes, at: int, end: int) -> int:
 def loss_lines(data: bytes, start: int, end: int, most: float) -> list[bytes]:
     """The lines of a block that may tell a loss; where it has more than so many bytes, those at both ends and all that
     may be evaluations, with b"" where others are left out."""
-    # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
-    words = LOSS_WORDS if data.rfind(b"l:", start, end) >= 0 else LOSS_WORDS[:1]
     if end - start <= most:
-        return lines_with(words, data, start, end)
-    found = words_in(words, data, start, end)
-    if not found:
+        return lines_with(LOSS_WORDS, data, start, end)
+    # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
+    likely = LOSS_WORDS if data.rfind(b"l:", start, end) >= 0 else LOSS_WORDS[:1]
+    words = words_in(likely, data, start, end)
+    if not words:
         return []
-    head = line_end(data, data.find(found[0], start, end) + SAMPLE, end)
-    tail = max(head, data.rfind(b"\n", head, data.rfind(found[0], start, end) - SAMPLE))
+    head = line_end(data, data.find(words[0], start, end) + SAMPLE, end)
+    tail = max(head, data.rfind(b"\n", head, data.rfind(words[0], start, end) - SAMPLE))
     # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
     is_own = ITERATION.match(data, tail + 1)
-    middle = lines_with(EVALUATION_WORDS[:1] if is_own else EVALUATION_WORDS, data, head, tail)
-    lines = [*lines_with(found, data, start, head), b"", *middle, b"", *lines_with(found, data, tail, end)]
+    wanted = words_in(EVALUATION_WORDS[:1] if is_own else EVALUATION_WORDS, data, head, tail)
+    lines = [*lines_with(words, data, start, head), b"", *lines_with(wanted, data, head, tail), b""]
+    lines += lines_with(words, data, tail, end)
     return lines if head < tail else list(filter(None, lines))
 
 
@@ -1248,28 +1255,24 @@ class LineReader:
     def read(self, data: bytes, start: int = 0, end: Optional[int] = None) -> bool:
         """Take in whole lines, ended by line feeds; True where there is news to take (a last line alone is none)."""
         stop = or_else(end, len(data))
-        self.tail = data[max(start, stop - LAST_LINE) : stop].strip() or self.tail
-        changed = self.read_queue(data, start, stop)
+        tail = data[max(start, stop - LAST_LINE) : stop].strip()
+        self.tail = tail or self.tail
+        was_queued = self.queued
+        if was_queued or QUEUED in tail:  # nothing comes behind that message until the wait ends
+            self.queued = data.rfind(ALLOCATED, start, stop) <= data.rfind(QUEUED, start, stop)
         found = self.find(data, start, stop)
         if found:
             with self.lock:
                 for said in found:
                     self.note(said)
-        return changed or bool(found)
-
-    def read_queue(self, data: bytes, start: int, end: int) -> bool:
-        """See whether srun waits; it says nothing between these two, so the end of a block will do."""
-        before = self.queued
-        asked = data.rfind(QUEUED, max(start, end - LAST_LINE), end)
-        if before or asked >= 0:
-            self.queued = data.find(ALLOCATED, max(start, asked), end) < 0
-        return self.queued != before
+        return bool(found) or self.queued != was_queued
 
     def find(self, data: bytes, start: int, end: int, most: float = CROWD) -> list[Said]:
         """What the lines say, in their order; of losses that crowd only samples."""
-        lines = loss_lines(data, start, end, most)
         if self.patterns:
             lines = list(filter(None, data[start:end].splitlines()))
+        else:
+            lines = loss_lines(data, start, end, most)
         return list(filter(None, map(self.said_in, lines)))
 
     def said_in(self, line: bytes) -> Optional[Said]:
@@ -1278,11 +1281,13 @@ class LineReader:
         if line.strip() in self.ignored:
             return None
         said = self.said_as_told(line) if self.patterns else said_in(line)
+        if said is None:
+            return None
         # Where steps are told as well, an epoch's number is no step.
-        if said and said.by_epoch and self.counts_steps:
+        self.counts_steps |= not said.by_epoch
+        if said.by_epoch and self.counts_steps:
             said.step = self.last_step
-        elif said:
-            self.counts_steps, self.last_step = not said.by_epoch, said.step
+        self.last_step = said.step
         return said
 
     def said_as_told(self, line: bytes) -> Optional[Said]:
@@ -1352,18 +1357,13 @@ HINTS = {  # what the error or the end of stderr says: the remedy
     "CUDA out of memory|OutOfMemoryError|CUBLAS_STATUS_ALLOC": "out of GPU memory: try a smaller --batch_size",
     "MemoryError|[Cc]annot allocate memory|DefaultCPUAllocator": "out of memory: try a smaller --batch_size",
     "invalid device ordinal": "no such GPU: nvidia-smi -L lists them; try --device cuda:0 or --device cpu",
-    "no NVIDIA driver|not compiled with CUDA|No CUDA GPUs|CUDA driver|Expected one of cpu, cuda": (
-        "no usable CUDA device: try --device cpu, or --device cuda:0 where there is a GPU"
-    ),
+    "(?:NVIDIA|CUDA) driver|not compiled with CUDA|No CUDA GPUs|one of cpu, cuda": "no usable GPU: try --device cpu",
     "wandb.*(?:not logged in|api_key|login|UsageError|AuthenticationError)|No module named '?wandb": (
         "wandb is not installed or not logged in: try --wandb_enabled false, or run: wandb login"
     ),
     "Unknown config key": "the trainer does not know this setting: see the assignments at its top",
-    r'"<string>", line \d+, in <module>\n(?: .*\n)*AssertionError *(?:\n|$)': (
-        "a value's type is not that of its default"
-    ),
-    "SIGKILL": "killed from outside, perhaps by the kernel's out-of-memory killer (see dmesg): "
-    "try a smaller --batch_size",
+    r'(?m)"<string>", line \d+, in <module>\n(?: .*\n)*AssertionError *$': "a value's type is not that of its default",
+    "SIGKILL": "killed from outside, perhaps for lack of memory (see dmesg): try a smaller --batch_size",
 }
 
 
@@ -1431,7 +1431,7 @@ TEMPORARY = re.compile(r"(?i)^\.|^tmp|~$|(?:^|[._-])(?:tmp|temp|part|partial|inc
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     """The trainer's checkpoints, the newest first."""
-    found = looks_at(itertools.filterfalse(is_temporary, paths_like(folder, pattern)))
+    found = looks_at(paths_like(folder, pattern))
     return sorted(found, key=lambda path: (found[path][1], natural(path)), reverse=True)
 
 
@@ -1440,17 +1440,15 @@ def being_written(folder: str, pattern: str) -> dict[str, tuple[int, int]]:
     parent, name = os.path.split(pattern.rstrip("/"))
     stem = glob.escape(re.split(r"[*?[]", name)[0].strip("._-"))
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
-    near = [path for dot in ("", ".") for path in paths_like(folder, os.path.join(parent, f"{dot}*{stem}*"))]
-    looks = looks_at([*paths_like(folder, pattern), *filter(is_temporary, near)])
+    written = paths_like(folder, os.path.join(parent, f"*{stem}*"), temporary=True)
+    written += paths_like(folder, os.path.join(parent, f".*{stem}*"), temporary=True)
+    looks = looks_at(paths_like(folder, pattern) + written)
     return {os.path.relpath(path, folder): look for path, look in looks.items()}
 
 
-def is_temporary(path: str) -> bool:
-    return TEMPORARY.search(os.path.basename(path)) is not None
-
-
-def paths_like(folder: str, pattern: str) -> list[str]:
-    return [path.rstrip("/") for path in glob.glob(os.path.join(glob.escape(folder), pattern))]
+def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
+    paths = [path.rstrip("/") for path in glob.glob(os.path.join(glob.escape(folder), pattern))]
+    return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
 
 
 def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
@@ -1534,8 +1532,11 @@ class Curve:
     def take(self, data: bytes) -> int:
         """Read the whole lines of a block; returns their size, 0 where there is none as yet."""
         lines = data.replace(b"\r", b"\n")
-        size = lines.rfind(b"\n") + 1 or (len(data) if len(data) == BLOCK else 0)
-        for said in self.reader.find(lines, 0, size, math.inf if self.offset < EXACT else CROWD):
+        size = lines.rfind(b"\n") + 1
+        if not size and len(data) == BLOCK:
+            size = BLOCK  # of a line that is no metric
+        most = math.inf if self.offset < EXACT else CROWD
+        for said in self.reader.find(lines, 0, size, most):
             self.train.add(said.step, said.train)
             self.val.add(said.step, said.val)
         self.offset += size
@@ -1551,7 +1552,8 @@ class Curve:
 ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
 FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
-BATCH_NAME = r"experiment_\d{8}_.*"
+PLAN_JSON = os.path.join(PLAN, "plan.json")
+OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
 T = TypeVar("T")
 
 
@@ -1564,8 +1566,8 @@ def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True
     Who holds the batch's lock uses one temporary name for each file, so that a crash leaves few; others add their
     pid, so that two writers never share one."""
     folder, name = os.path.split(path)
-    short = os.fsdecode(os.fsencode(name)[:200])  # a name has 255 bytes at the most
-    temporary = os.path.join(folder, f".{short}.tmp" if is_holder else f".{short}.{os.getpid()}.tmp")
+    writer = "" if is_holder else f".{os.getpid()}"
+    temporary = os.path.join(folder, f".{name[:200]}{writer}.tmp")  # a file's name has 255 bytes at the most
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -1574,34 +1576,38 @@ def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
+        remove_tree(temporary)
         raise
 
 
 def sweep_temporaries(folder: str) -> None:
     """Remove what writers left that are dead; for the runner that has just taken the lock."""
     for name in names_in(folder, r"\..*\.tmp"):
-        writer = re.fullmatch(r"\..*\.(\d{1,10})\.tmp", name)
-        if writer is None or not pid_exists(int(writer[1])):
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(folder, name))
+        writer = re.search(r"\.(\d{1,9})\.tmp$", name)
+        if not writer or not pid_exists(int(writer[1])):
+            remove_tree(os.path.join(folder, name))
 
 
 def pid_exists(pid: int) -> bool:
-    try:
+    with contextlib.suppress(OSError):
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except (PermissionError, OverflowError):
         return True
-    return True
+    return False
 
 
-def json_bytes(value: Any) -> bytes:
-    """JSON for people where it is small; `indent` has no fast writer, and nobody reads a thousand results by eye."""
-    is_large = isinstance(value, dict) and max(len(value.get(key) or ()) for key in ("results", "experiments")) > 100
-    return (json.dumps(value, indent=None if is_large else 2) + "\n").encode()
+def remove_tree(path: str) -> None:
+    """Remove a file or a directory, as far as that can be done."""
+    shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        os.unlink(path)
+
+
+def json_bytes(value: dict[str, Any]) -> bytes:
+    """JSON for people where it is small; `indent` is slow, and nobody reads a thousand results by eye."""
+    text = json.dumps(value)
+    if len(text) < 200_000:
+        text = json.dumps(value, indent=2)
+    return f"{text}\n".encode()
 
 
 def write_json(path: str, value: dict[str, Any], sync: bool = True) -> None:
@@ -1612,7 +1618,7 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
     """A JSON object from a file, None where there is no file; raises ValueError where it holds anything else."""
     try:
         with open(path, "rb") as file:
-            value = json.loads(file.read(), parse_float=finite_or_text, parse_constant=str)
+            value = json.loads(file.read(), parse_constant=str)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, RecursionError) as error:
@@ -1629,12 +1635,6 @@ def read_own(folder: str, name: str) -> dict[str, Any]:
     return {}
 
 
-def finite_or_text(text: str) -> Union[float, str]:
-    """A number as JSON has it; 1e999 stays a text, as nan and inf are."""
-    number = float(text)
-    return number if math.isfinite(number) else text
-
-
 def to_json(value: Any) -> Any:
     """A form that every JSON parser takes: losses that are not finite become texts."""
     if isinstance(value, (Metrics, Result)):
@@ -1648,48 +1648,65 @@ def in_words(value: Any) -> Any:
     """A setting's value for JSON: itself where JSON has it, null where it isn't known, else as Python writes it."""
     if value is UNKNOWN:
         return None
-    if isinstance(value, (bool, int, float, str, type(None))):
-        return to_json(value)
-    return repr(value)
+    return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-KINDS: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "bool": (bool,),
-    "float": (int, float),
-    "list[Any]": (list,),
-    "list[str]": (list,),
-    "dict[str, Any]": (dict,),
-    "dict[str, str]": (dict,),
+def only(*kinds: type) -> Callable[[Any], Any]:
+    """A reader of values of these types; it raises ValueError for others, and for numbers beyond reason."""
+
+    def read(value: Any) -> Any:
+        is_too_large = isinstance(value, (int, float)) and abs(value) >= 1e15
+        if is_too_large or not isinstance(value, kinds):
+            raise ValueError
+        return value
+
+    return read
+
+
+def read_float(value: Any) -> Any:
+    return float(value) if value in ("nan", "inf", "-inf") else only(int, float)(value)
+
+
+def read_texts(value: Any) -> Any:
+    return list(map(only(str), only(list)(value)))
+
+
+READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fields
+    "str": only(str),
+    "int": only(int),
+    "bool": only(bool),
+    "float": read_float,
+    "list[str]": read_texts,
+    "list[Any]": only(list),
+    "dict[str, str]": only(dict),
+    "dict[str, Any]": only(dict),
+    "Status": Status,
+    "Metrics": lambda value: from_json(Metrics, only(dict)(value)),
 }
 
 
-def from_json(cls: Callable[[], T], data: dict[str, Any]) -> T:
+@functools.cache
+def readers_of(cls: Any) -> dict[str, Callable[[Any], Any]]:
+    """The readers of the fields of a record, by their names."""
+    kinds = {item.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(item.type)) for item in fields(cls)}
+    return {name: READERS[kind] for name, kind in kinds.items() if kind in READERS}
+
+
+def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
     """A record from what was read from a file; a value of a wrong type stays at its default."""
     made = cls()
-    for item in fields(made):  # type: ignore[arg-type]
-        kind = str(item.type)
-        if kind.startswith("Optional["):
-            kind = kind[len("Optional[") : -1]
-        value = field_from_json(kind, data.get(item.name), is_loss=isinstance(made, Metrics))
-        if value is not None:
-            setattr(made, item.name, value)
+    for name, read in readers_of(cls).items():
+        if name in data:
+            with contextlib.suppress(ValueError):
+                setattr(made, name, read(data[name]))
     return made
 
 
-def field_from_json(kind: str, value: Any, is_loss: bool) -> Any:
-    """A field's value, None where what was read is none."""
-    if kind == "Metrics":
-        return from_json(Metrics, value) if isinstance(value, dict) else None
-    if kind == "Status":
-        return Status(value) if value in list(map(str, Status)) else None
-    if kind == "float" and is_loss and value in ("nan", "inf", "-inf"):
-        return float(value)
-    if not isinstance(value, KINDS.get(kind, ())):
-        return None
-    is_too_large = isinstance(value, (int, float)) and abs(value) >= 1e15
-    return None if is_too_large else value
+def check_read(made: Any, data: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
+    """Raises ValueError where a value that counts was of a wrong type, and so was not taken from the data."""
+    for key in keys:
+        if key in data and data[key] != getattr(made, key):
+            raise ValueError(f"{where}: not a value of {key}: {clean(repr(data[key]))[:100]}")
 
 
 def names_in(folder: str, pattern: str) -> list[str]:
@@ -1717,14 +1734,14 @@ def create_folder(base: str) -> tuple[str, str]:
     """A new directory for a batch, `latest` pointing to it, and what is wrong with that link, if anything.
 
     Raises UsageError where the directory can't be made."""
-    stem = os.path.join(base, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
+    stem = folder = os.path.join(base, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
     try:
         os.makedirs(base, exist_ok=True)
-        for number in itertools.count(1):
-            folder = stem if number == 1 else f"{stem}_{number}"
+        for number in itertools.count(2):
             with contextlib.suppress(FileExistsError):
                 os.mkdir(folder)
                 break
+            folder = f"{stem}_{number}"
     except OSError as error:
         raise UsageError(f"can't write to --base_out_dir: {base}: {error.strerror}") from None
     return folder, point_latest(base, folder)
@@ -1737,12 +1754,9 @@ def point_latest(base: str, folder: str) -> str:
     try:
         os.symlink(os.path.basename(folder), link)
         os.replace(link, latest)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            os.unlink(link)
-        is_copied = os.path.isdir(latest) and not os.path.islink(latest)
-        why = "is a directory, not a link" if is_copied else str(error.strerror)
-        return f"'latest' can't be set to this batch: {latest}: {why}"
+    except OSError as error:  # a copied batch may have made a directory of it
+        remove_tree(link)
+        return f"'latest' can't be set to this batch: {latest}: {error.strerror}"
     return ""
 
 
@@ -1755,17 +1769,17 @@ def hold_batch(folder: str) -> Optional[int]:
         lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise UsageError(f"can't write to the batch: {path}: {error.strerror}") from None
-    for tries in range(20):  # a reader that looks whether the lock is free holds it for an instant
+    for _ in range(20):  # a reader that looks whether the lock is free holds it for an instant
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             break
         except BlockingIOError:
-            if tries == 19:
-                raise BatchHeld(os.read(lock, 1000).decode(errors="replace").strip() or "unknown runner") from None
             time.sleep(0.02)
         except OSError:
             os.close(lock)
             return None
+    else:
+        raise BatchHeld(os.read(lock, 1000).decode(errors="replace").strip() or "unknown runner")
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(lock, 0)
         os.write(lock, f"pid {os.getpid()} on {os.uname().nodename} since {now_iso()}\n".encode())
@@ -1775,54 +1789,35 @@ def hold_batch(folder: str) -> Optional[int]:
 
 def is_held(folder: str) -> bool:
     """Whether a living runner holds the batch."""
-    try:
-        lock = os.open(os.path.join(folder, LOCK), os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
+    with contextlib.suppress(OSError), open(os.path.join(folder, LOCK), "rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
     return False
 
 
 def batches_in(base: str) -> list[str]:
     """The batches below a directory, the newest last: by when they began, which renames and copies don't change."""
-    found = []
     with contextlib.suppress(OSError):
-        for each in os.scandir(base):
-            if each.is_dir() and not each.is_symlink() and looks_like_batch(each.path):
-                found.append((began_at(each.path), natural(each.name), each.path))
-    return [path for _, _, path in sorted(found)]
+        paths = [each.path for each in os.scandir(base) if not each.is_symlink() and looks_like_batch(each.path)]
+        return sorted(paths, key=lambda path: (began_at(path), natural(path)))
+    return []
 
 
 def looks_like_batch(folder: str) -> bool:
     """Whether a directory is a batch, whatever its name is by now: not one of a runner that died at its very start."""
-    if os.path.exists(os.path.join(folder, PLAN, "plan.json")) or os.path.exists(os.path.join(folder, SUMMARY)):
-        return True
-    begun = {LOCK, MASTER_LOG, PLAN}
-    is_named = re.fullmatch(BATCH_NAME, os.path.basename(os.path.normpath(folder)))
-    return is_named is not None and bool(set(names_in(folder, r"[^.].*")) - begun)
+    return any(os.path.exists(os.path.join(folder, name)) for name in (SUMMARY, PLAN_JSON))
 
 
 def began_at(folder: str) -> float:
     """When a batch began, in seconds of the epoch, as its own files tell; they may be large, but say it early."""
-    for path in (os.path.join(folder, SUMMARY), os.path.join(folder, PLAN, "plan.json")):
-        with contextlib.suppress(OSError, ValueError, OverflowError):
-            with open(path, "rb") as file:
-                told = re.search(rb'"start_time": "([^"]{1,40})"', file.read(1 << 14))
+    for name in (SUMMARY, PLAN_JSON):
+        with contextlib.suppress(OSError, ValueError, OverflowError), open(os.path.join(folder, name), "rb") as file:
+            told = re.search(r'"start_time": "([^"]+)"', file.read(1 << 14).decode(errors="replace"))
             if told:
-                return datetime.fromisoformat(told[1].decode(errors="replace")).timestamp()
-    named = re.match(r"experiment_(\d{8}_\d{6})", os.path.basename(folder))
-    with contextlib.suppress(ValueError, OverflowError, OSError):
-        if named:
-            return datetime.strptime(named[1], "%Y%m%d_%H%M%S").timestamp()
-        return os.stat(folder).st_mtime
-    return 0.0
+                return datetime.fromisoformat(told[1]).timestamp()
+    return os.stat(folder).st_mtime
 
 
 def newest_batch(base: str) -> str:
@@ -1856,143 +1851,72 @@ class PlanFile:
     experiments: list[PlannedExperiment]
 
 
-def freeze(
-    folder: str, plan: Sequence[Experiment], read: Callable[[Experiment], Optional[bytes]], head: dict[str, Any]
-) -> PlanFile:
-    """Write plan/: each config once, under its own file name, and plan.json; synced. Raises OSError.
-
-    What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
+def frozen_names(folder: str, paths: Iterable[str]) -> dict[str, str]:
+    """A name below plan/ for each config: its own, the second of two equal ones in a directory; what lies there
+    already keeps its name."""
     place = os.path.join(folder, PLAN)
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(place)
-    names = frozen_names(place, [each.source or each.config for each in plan])
-    digests: dict[str, str] = {}
-    for each in plan:
-        origin = each.source or each.config
-        if origin in digests or origin not in names:
-            continue
-        data = read(each)
-        digests[origin] = sha256(data) if data is not None else ""
-        if data is not None and not is_below(origin, place):
-            copy_to_plan(os.path.join(place, names[origin]), data)
-    made = PlanFile(head, [planned_line(each, names, digests) for each in plan])
-    write_plan(folder, made)
-    return made
-
-
-def planned_line(each: Experiment, names: Mapping[str, str], digests: Mapping[str, str]) -> PlannedExperiment:
-    origin = each.source or each.config
-    digest = digests.get(origin, "")
-    own = {key: text for key, text in each.overrides.items() if key not in each.point}
-    return PlannedExperiment(each.name, each.config, names[origin] if digest else "", digest, own, each.point)
-
-
-def copy_to_plan(target: str, data: bytes) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(os.path.dirname(target))
-    write_file(target, data)
-
-
-def is_below(path: str, folder: str) -> bool:
-    return os.path.abspath(path).startswith(os.path.join(os.path.abspath(folder), ""))
-
-
-def frozen_names(place: str, paths: Iterable[str]) -> dict[str, str]:
-    """A name below plan/ for each config: its own, the second of two equal ones in a directory."""
     taken = {"plan.json"}
-    names: dict[str, str] = {}
-    for path in dict.fromkeys(paths):
-        if is_below(path, place):
-            names[path] = os.path.relpath(path, place)
-            continue
+    names = {}
+    for path in paths:
         numbers = itertools.count(2)
         name = own = os.path.basename(path)
-        while name.casefold() in taken or os.path.lexists(os.path.join(place, name)):
+        is_there = path.startswith(place + os.sep)
+        while not is_there and (name.casefold() in taken or os.path.lexists(os.path.join(place, name))):
             name = os.path.join(str(next(numbers)), own)
         taken.add(name.casefold())
-        names[path] = name
+        names[path] = os.path.relpath(path, place) if is_there else name
     return names
 
 
-def write_plan(folder: str, plan: PlanFile) -> None:
-    lines = [vars(each) for each in plan.experiments]
-    write_json(os.path.join(folder, PLAN, "plan.json"), {**plan.head, "experiments": lines})
+def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes], head: dict[str, Any]) -> PlanFile:
+    """Write plan/: what each config holds, once, under its own file name, and plan.json; synced. Raises OSError.
+
+    What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
+    names = frozen_names(folder, sources)
+    for path, data in sources.items():
+        target = os.path.join(folder, PLAN, names[path])
+        if not os.path.exists(target):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            write_file(target, data)
+    os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
+    digests = {path: sha256(data) for path, data in sources.items()}
+    made = PlanFile(head, [])
+    for each in plan:
+        line = PlannedExperiment(each.name, each.config, names.get(each.source, ""), digests.get(each.source, ""))
+        line.overrides = {key: text for key, text in each.overrides.items() if key not in each.point}
+        line.sweep = each.point
+        made.experiments.append(line)
+    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(vars, made.experiments))})
+    return made
 
 
 def read_plan(folder: str) -> Optional[PlanFile]:
     """plan.json, None where there is none that can be used."""
-    data = read_own(os.path.join(folder, PLAN), "plan.json")
-    lines = data.pop("experiments", None)
-    if not isinstance(lines, list) or not all(isinstance(line, dict) for line in lines):
+    head = read_own(folder, PLAN_JSON)
+    try:
+        experiments = [from_json(PlannedExperiment, dict(line)) for line in head.pop("experiments")]
+    except (KeyError, TypeError, ValueError):
         return None
-    experiments = [from_json(PlannedExperiment, line) for line in lines]
-    are_names = all(each.name and each.name == clean_name(each.name) for each in experiments)
-    return PlanFile(data, experiments) if are_names else None
+    are_names = all(each.name == clean_name(each.name) for each in experiments)
+    return PlanFile(head, experiments) if are_names else None
 
 
 # ---- the options of a batch, as its files have them
 
 
-def is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(map(is_text, value))
-
-
-def is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def is_whole_from(least: int) -> Callable[[Any], bool]:
-    return lambda value: type(value) is int and least <= value < 1_000_000
-
-
-def is_time(value: Any) -> bool:
-    return type(value) in (int, float) and 0 < value < 1e10
-
-
-def is_signal(value: Any) -> bool:
-    return value == "auto" or (is_text(value) and f"SIG{value}" in signal.Signals.__members__)
-
-
-PLAN_OPTIONS: dict[str, Callable[[Any], bool]] = {  # what --resume takes over from the batch
-    "trainer_args": are_texts,
-    "train_script": is_text,
-    "launcher": is_text,
-    "command": is_text,
-    "continue_with": is_text,
-    "checkpoints": is_text,
-    "metrics": are_texts,
-    "jobs": is_whole_from(1),
-    "devices": are_texts,
-    "gpus": is_whole_from(1),
-    "timeout": is_time,
-    "stall": is_time,
-    "retries": is_whole_from(0),
-    "max_failures": is_whole_from(1),
-    "grace": lambda value: value == 0 or is_time(value),
-    "stop_signal": is_signal,
-    "stop_on_nan": is_flag,
-    "shard": is_text,
-}
-
-
 def plan_options(options: Options) -> dict[str, Any]:
     """The options that the batch's plan keeps, where they are not the defaults."""
     usual = vars(Options())
-    return {key: value for key, value in vars(options).items() if key in PLAN_OPTIONS and value != usual[key]}
+    return {key: value for key, value in vars(options).items() if key not in OF_ONE_START and value != usual[key]}
 
 
 def options_from_json(data: Any, where: str) -> dict[str, Any]:
-    """The options that a batch has kept; raises ValueError where one is none."""
+    """The options that a batch has kept, for --resume; raises ValueError where one is none."""
     if not isinstance(data, dict):
         raise ValueError(f"{where}: not options: {clean(repr(data))[:100]}")
-    known = {key: value for key, value in data.items() if key in PLAN_OPTIONS}
-    for key, value in known.items():
-        if not PLAN_OPTIONS[key](value):
-            raise ValueError(f"{where}: not a value of {key}: {clean(repr(value))[:100]}")
+    kept = vars(Options()).keys() - set(OF_ONE_START)
+    known = {key: value for key, value in data.items() if key in kept}
+    check_read(from_json(Options, known), known, known, where)
     return known
 
 
@@ -2006,30 +1930,31 @@ class StoredBatch:
     folder: str
     summary: dict[str, Any]  # without the results
     results: dict[str, Result]
-    plan: Optional[PlanFile]
+    plan: PlanFile
     notes: list[str]  # what was wrong with the files
 
 
 def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
     """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
-    if not os.path.isdir(folder):
+    if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
-    plan = read_plan(folder)
-    notes = []
+    plan, notes = read_plan(folder), []
     try:
         summary, results = read_summary(folder)
     except ValueError as error:
         if plan is None:
-            raise UsageError(f"summary is damaged: {error}; without it, the experiments' own files are read") from None
+            raise UsageError(f"summary is damaged: {error}") from None
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
-        summary, results = {}, None
-    if results is None:
-        summary, results = summary_from_plan(plan) if plan else summary_from_experiments(folder)
-    if plan:
-        for each in plan.experiments:
-            results.setdefault(each.name, Result(config_name=each.name, config_path=each.config_path))
+        summary, results = {}, {}
+    plan = plan or PlanFile({}, lines_of(results))
+    summary = summary or plan.head
     held = is_held(folder) if held is None else held
-    bring_up_to_date(folder, summary, results, held)
+    if summary.get("state") == "running" and not held:
+        summary["state"] = "interrupted"
+    for line in plan.experiments:
+        result = results.setdefault(line.name, Result(config_name=line.name, config_path=line.config_path))
+        if result.status is not Status.COMPLETED and summary.get("state") != "finished":
+            results[line.name] = catch_up(result, os.path.join(folder, line.name), held)
     for result in results.values():
         relocate(result, os.path.join(folder, result.config_name))
     return StoredBatch(folder, summary, results, plan, notes)
@@ -2044,85 +1969,58 @@ def relocate(result: Result, place: str) -> None:
     result.log_files = {name: os.path.join(place, file) for name, file in LOGS.items()}
 
 
-def read_summary(folder: str) -> tuple[dict[str, Any], Optional[dict[str, Result]]]:
-    """The summary and its results, None where there is no summary. Raises ValueError for a damaged one."""
+def read_summary(folder: str) -> tuple[dict[str, Any], dict[str, Result]]:
+    """The summary and its results, nothing where there is none. Raises ValueError for a damaged one."""
     path = os.path.join(folder, SUMMARY)
     summary = read_json(path)
     if summary is None:
-        return {}, None
+        return {}, {}
     stored = summary.pop("results", None)
-    if not isinstance(stored, dict) or not all(isinstance(each, dict) for each in stored.values()):
+    if not isinstance(stored, dict):
         raise ValueError(f"{path}: no results in it")
     options_from_json(summary.get("options", {}), path)
-    if not isinstance(summary.get("train_script") or "", str):
-        raise ValueError(f"{path}: not a training script: {clean(repr(summary['train_script']))[:100]}")
+    check_read(from_json(Options, summary), summary, ["train_script"], path)
     return summary, {name: read_result(name, data, path) for name, data in stored.items()}
 
 
-def read_result(name: str, data: dict[str, Any], path: str) -> Result:
+def read_result(name: str, data: Any, path: str) -> Result:
     """A result as a summary has it; raises ValueError where what a resume builds on is of a wrong type."""
-    if name != clean_name(name):
-        raise ValueError(f"{path}: not an experiment's name: {clean(name)}")
+    if name != clean_name(name) or not isinstance(data, dict):
+        raise ValueError(f"{path}: not an experiment: {clean(name)}")
     result = from_json(Result, {**data, "config_name": name})
-    for key in ("config_path", "overrides", "status", "attempts"):
-        if key in data and data[key] != getattr(result, key):
-            raise ValueError(f"{path}: {name}: not a value of {key}: {clean(repr(data[key]))[:100]}")
-    if result.attempts < 0:
-        raise ValueError(f"{path}: not a number of attempts: {name}")
+    result.attempts = max(0, result.attempts)
+    check_read(result, data, ("config_path", "overrides", "status", "attempts"), f"{path}: {name}")
     return result
 
 
-def summary_from_plan(plan: PlanFile) -> tuple[dict[str, Any], dict[str, Result]]:
-    """A stand-in for a lost summary."""
-    results = {each.name: Result(config_name=each.name, config_path=each.config_path) for each in plan.experiments}
-    return {**plan.head, "state": "interrupted"}, results
+def lines_of(results: Mapping[str, Result]) -> list[PlannedExperiment]:
+    """The plan of a batch of version 1.0.0, which froze none."""
+    return [
+        PlannedExperiment(name, each.config_path, overrides=override_texts(each.overrides))
+        for name, each in results.items()
+    ]
 
 
-def summary_from_experiments(folder: str) -> tuple[dict[str, Any], dict[str, Result]]:
-    """A stand-in for a lost summary where there is no plan either, from the experiments that were started."""
-    known = {}
-    for name in sorted(names_in(folder, r"[^.].*"), key=natural):
-        metadata = read_own(os.path.join(folder, name), METADATA)
-        if metadata and name == clean_name(name):
-            known[name] = metadata
-    if not known:
-        raise UsageError(f"no batch there: {folder}")
-    first = next(iter(known.values()))
-    results = {name: from_json(Result, {**each, "config_name": name}) for name, each in known.items()}
-    keys = ("train_script", "global_overrides", "options", "working_directory")
-    return {**{key: first.get(key) for key in keys if key in first}, "state": "interrupted"}, results
-
-
-def bring_up_to_date(folder: str, summary: dict[str, Any], results: dict[str, Result], held: bool) -> None:
-    """Lay the experiments' own files over a summary that may be older than they are."""
-    is_final = summary.get("state") == "finished" and not held
-    for name, result in results.items():
-        if result.status is not Status.COMPLETED and not is_final:
-            results[name] = catch_up(result, os.path.join(folder, name), held)
-    if not held and summary.get("state") == "running":
-        summary["state"] = "interrupted"
+def override_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Overrides as they are kept in JSON, in the form in which a user gives them."""
+    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
 
 
 def catch_up(result: Result, folder: str, held: bool) -> Result:
     """A result as the experiment's own files tell it, which may be newer than the summary."""
-    own = read_own(folder, RESULT)
-    latest = from_json(Result, {**own, "config_name": result.config_name})
-    if own and latest.attempts >= result.attempts:
-        result = latest
+    own = from_json(Result, {**read_own(folder, RESULT), "config_name": result.config_name})
+    if own.attempts and own.attempts >= result.attempts:
+        result = own
     metadata = read_own(folder, METADATA)
-    moved = [int(name[len("attempt_") :]) for name in names_in(folder, r"attempt_\d{1,6}")]
-    result.attempts = max([result.attempts, *moved])
-    attempt = metadata.get("attempt")
-    is_newer = isinstance(attempt, int) and (attempt > result.attempts or result.status is Status.RUNNING)
-    if isinstance(attempt, int) and is_newer:
-        result.attempts, result.status = attempt, Status.RUNNING
-        result.start_time = str(metadata.get("start_time"))
-        history = metadata.get("attempt_history")
-        result.attempt_history = history if isinstance(history, list) else []
+    begun = from_json(Result, {**metadata, "attempts": metadata.get("attempt")})
+    if begun.attempts > result.attempts:
+        result.status, result.attempts = Status.RUNNING, begun.attempts
+        result.start_time, result.attempt_history = begun.start_time, begun.attempt_history
     if result.status is Status.RUNNING:
         reader = LineReader()
         reader.read(read_tail(os.path.join(folder, LOGS["stdout"])).replace(b"\r", b"\n"))
         add_metrics(result.metrics, reader.take().metrics)
+        result.last_line = reader.last_line() if result.metrics.step is None else ""
         if not held:
             result.status, result.error = Status.INTERRUPTED, "its runner died"
     return result
@@ -2158,21 +2056,35 @@ def take_up(experiment: Experiment, folder: str, attempts: int, options: Options
         return TakeUp(How.STARTS, "first attempt")
     if experiment.overrides.get("init_from") == "scratch":
         return TakeUp(How.STARTS_OVER, "--init_from=scratch")
-    if options.continue_with is None and options.command:
-        return TakeUp(How.STARTS_OVER, "no --continue_with")
-    if options.continue_with is None and "init_from" not in experiment.settings:
-        return TakeUp(How.STARTS_OVER, "the trainer has no setting init_from")
+    if continuing_words(options, experiment, folder, Slot(0), "") is None:
+        is_free = bool(options.command)
+        return TakeUp(How.STARTS_OVER, "no --continue_with" if is_free else "the trainer has no setting init_from")
     found = checkpoints(folder, options.checkpoints)
     if not found:
         return TakeUp(How.STARTS_OVER, "no checkpoint")
     return TakeUp(How.CONTINUES, f"from {os.path.relpath(found[0], folder)}", found[0])
 
 
+def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
+    """The experiment with the device of its slot; a --command has that filled in."""
+    if slot.device is None or options.command:
+        return planned
+    overrides = {**planned.overrides, "device": slot.device}
+    made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
+    return replace(made, launched_config=planned.launched_config)
+
+
+def attempt_command(options: Options, planned: Experiment, folder: str, slot: Slot, up: TakeUp) -> list[str]:
+    continuing = []
+    if up.how is How.CONTINUES:
+        continuing = continuing_words(options, planned, folder, slot, up.checkpoint) or []
+    return build_command(options, planned, folder, slot, continuing)
+
+
 def move_aside(folder: str, attempt: int) -> None:
     """Move all that an earlier attempt left to attempt_N/; its metadata last, so that a crash half-way is seen."""
     target = os.path.join(folder, f"attempt_{attempt}")
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(target)
+    os.makedirs(target, exist_ok=True)
     names = names_in(folder, r"(?!attempt_\d+$).*")
     for name in sorted(names, key=METADATA.__eq__):
         place = os.path.join(target, name)
@@ -2181,33 +2093,48 @@ def move_aside(folder: str, attempt: int) -> None:
         os.rename(os.path.join(folder, name), place)
 
 
+def past(result: Result) -> dict[str, Any]:
+    """What the history keeps of an attempt."""
+    keys = ("start_time", "end_time", "status", "return_code", "error", "duration_seconds")
+    return {"attempt": result.attempts, **{key: getattr(result, key) for key in keys}}
+
+
+# ---- copies of an attempt's only checkpoint
+
+
 def kept_path(checkpoint: str, ending: str = "") -> str:
-    """Where the copy of a checkpoint is kept: a name that no pattern of checkpoints matches."""
+    """Where a copy is kept: beside its original, under a name that no pattern of checkpoints matches."""
     folder, name = os.path.split(checkpoint)
     return os.path.join(folder, f".kept_{name}{ending}")
 
 
+def looks_of_copies(checkpoint: str) -> tuple[object, dict[str, tuple[int, int]]]:
+    """Size and time of a checkpoint, and of its copies that are there, the older one first: a copy keeps both."""
+    looks = looks_at([checkpoint, kept_path(checkpoint), kept_path(checkpoint, ".new")])
+    return looks.pop(checkpoint, None), looks
+
+
 def needs_copy(checkpoint: str) -> bool:
     """Before an attempt continues from its only checkpoint: whether a copy of that one is still to be made."""
-    return not any(is_same_file(checkpoint, kept_path(checkpoint, ending)) for ending in ("", ".new"))
+    now, copies = looks_of_copies(checkpoint)
+    return now not in copies.values()
 
 
-def is_same_file(one: str, other: str) -> bool:
-    """Whether a copy is of what stands there now: a copy keeps its original's size and time."""
-    look = looks_at([one]).get(one)
-    return look is not None and look == looks_at([other]).get(other)
+def kept_copy(checkpoint: str) -> str:
+    """A copy that can stand in for a checkpoint that can't be read; empty where there is none."""
+    now, copies = looks_of_copies(checkpoint)
+    return next((path for path, look in copies.items() if look != now), "")
 
 
 def keep_copy(checkpoint: str) -> None:
-    """Keep a copy of an attempt's only checkpoint beside it; raises OSError.
+    """Keep a copy of an attempt's only checkpoint beside it, where there is room; raises OSError.
 
     A newer copy takes the older one's place only once its original has been written over, for then an attempt has
     read it, and has gone on from it."""
-    kept, new = kept_path(checkpoint), kept_path(checkpoint, ".new")
+    kept, new, part = (kept_path(checkpoint, ending) for ending in ("", ".new", ".part"))
     if os.path.exists(new):
         remove_tree(kept)
         os.rename(new, kept)
-    part = kept_path(checkpoint, ".part")
     remove_tree(part)
     if os.path.isdir(checkpoint):
         shutil.copytree(checkpoint, part)
@@ -2221,41 +2148,10 @@ def keep_copy(checkpoint: str) -> None:
 
 def reflink(path: str, copy: str) -> bool:
     """Have the file system share the bytes of two files; few can."""
-    try:
-        with open(path, "rb") as source, open(copy, "wb") as target:
-            fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
+    with contextlib.suppress(OSError), open(path, "rb") as source, open(copy, "wb") as target:
+        fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
         return True
-    except OSError:
-        return False
-
-
-def kept_copy(checkpoint: str) -> str:
-    """A copy that can stand in for a checkpoint that can't be read; empty where there is none."""
-    for path in (kept_path(checkpoint), kept_path(checkpoint, ".new")):
-        if os.path.exists(path) and not is_same_file(path, checkpoint):
-            return path
-    return ""
-
-
-def remove_tree(path: str) -> None:
-    if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-
-
-def past(result: Result) -> dict[str, Any]:
-    """What the history keeps of an attempt."""
-    keys = ("start_time", "end_time", "status", "return_code", "error", "duration_seconds")
-    return {"attempt": result.attempts, **{key: getattr(result, key) for key in keys}}
-
-
-def override_texts(values: Any) -> dict[str, str]:
-    """Overrides as they are kept in JSON, in the form in which a user gives them."""
-    if not isinstance(values, dict):
-        return {}
-    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
+    return False
 # ------------------------------------------------------------------------------------------------- process
 # A training as the operating system sees it: its group, its streams, the steps to its end, and who looks after it
 # when the runner is killed. It must not know of batches, results or consoles: it is given descriptors and callables.
@@ -4272,10 +4168,11 @@ def write_report(
 
     At most `limit` bytes of each log are read."""
     results = joined_results(sources)
+    patterns = compile_metrics(text for source in sources for text in metrics_of(source.summary))
     drawn = sorted(results, key=draw_rank)[:MAX_CURVES]
     for each in drawn:
         if each.attempts:
-            curve = curves.setdefault(each.experiment_dir, Curve())
+            curve = curves.setdefault(each.experiment_dir, Curve(patterns=patterns))
             curve.update(os.path.join(each.experiment_dir, LOGS["stdout"]), limit)
     rows = rows_of(results)
     swept = {key for source in sources for joined in source.summary.get("sweep") or () for key in joined.split(",")}
@@ -4293,6 +4190,13 @@ def write_report(
     path = os.path.join(place, REPORT)
     write_file(path, text.encode(errors="backslashreplace"), sync=False, is_holder=is_holder)
     return path
+
+
+def metrics_of(summary: dict[str, Any]) -> list[str]:
+    """The patterns by which the trainings of a batch were read."""
+    options = summary.get("options")
+    told = options.get("metrics") if isinstance(options, dict) else None
+    return list(map(str, told)) if isinstance(told, list) else []
 
 
 def joined_results(sources: Sequence[PageSource]) -> list[Result]:
@@ -5689,95 +5593,121 @@ def open_logs(folder: str) -> dict[str, Log]:
 # From words to what is done: the parser, the checks of what was asked for, the modes.
 
 
-class Override(argparse.Action):
-    """Collects settings of the trainer, in their order."""
-
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
-        namespace.overrides = {**getattr(namespace, "overrides", {}), (option_string or "")[2:]: str(values)}
-
-
-class Sweep(argparse.Action):
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Optional[str] = None) -> None:
-        sweep = getattr(namespace, "sweep", {})
-        try:
-            key, points = parse_sweep(str(values))
-        except ValueError as error:
-            raise UsageError(f"argument --sweep: {error}; see --help") from None
-        if key in sweep:
-            raise UsageError(f"argument --sweep: {key} given twice; see --help")
-        namespace.sweep = {**sweep, key: points}
-
-
 class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        lacks_value = re.fullmatch(r"argument --(\S+): expected one argument", message)
-        if lacks_value and not hasattr(Options(), lacks_value[1]):
-            example = USUAL.get(lacks_value[1])
-            wanted = "true or false" if example is False else f"a value: --{lacks_value[1]} VALUE"
-            raise UsageError(f"--{lacks_value[1]} is a setting of the trainer and wants {wanted}")
         raise UsageError(f"{message}; see --help")
 
 
+# ---- options: what parses a value raises ValueError with what is wrong with it
+
+
 def a_duration(text: str) -> float:
-    """Seconds from `90`, `30m`, `2h`, `1d12h`; raises ArgumentTypeError."""
+    """Seconds from `90`, `30m`, `2h`, `1d12h`."""
     match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    parts = match.groups() if match else ()
-    value = sum(float(part or 0) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)))
-    if not is_time(value):
-        raise argparse.ArgumentTypeError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
+    parts = match.groups("0") if match else ()
+    value = sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)))
+    if not 0 < value < 1e10:
+        raise ValueError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
     return value
 
 
 def a_number_of_seconds(text: str) -> float:
-    value = float(read_number(text))
-    if not 0 <= value < math.inf:
-        raise argparse.ArgumentTypeError(f"not a number of seconds: {text!r}")
-    return value
+    if not re.fullmatch(r"\d{1,9}(\.\d+)?|\.\d+", text):
+        raise ValueError(f"not a number of seconds: {text!r}")
+    return float(text)
 
 
 def a_count(least: int) -> Callable[[str], int]:
     def parse_count(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < least:
-            raise argparse.ArgumentTypeError(f"not a whole number from {least}: {text!r}")
+            raise ValueError(f"not a whole number from {least}: {text!r}")
         return int(text)
 
     return parse_count
 
 
 def a_stop_signal(text: str) -> str:
-    if text.lower() == "auto":
-        return "auto"
-    word = text.upper()
-    word = word[3:] if word.startswith("SIG") else word
-    if word in ("KILL", "STOP") or not is_signal(word):
-        raise argparse.ArgumentTypeError(f"not a signal that a trainer can handle: {text!r}")
-    return word
+    name = re.sub("^SIG", "", text.upper())
+    known = {each.name[3:] for each in signal.Signals} - {"KILL", "STOP"}
+    if name not in {"AUTO", *known}:
+        raise ValueError(f"not a signal that a trainer can handle: {text!r}")
+    return "auto" if name == "AUTO" else name
 
 
 def a_shard(text: str) -> str:
-    try:
-        parse_shard(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    parse_shard(text)
     return text
 
 
-def a_usual_setting(key: str) -> Callable[[str], str]:
-    """The check of a setting that has an option of its own."""
+def option(metavar: str, text: str, parse_value: Callable[[str], Any] = str, **how: Any) -> dict[str, Any]:
+    """An option with a value, as argparse wants it described."""
 
-    def parse_setting(text: str) -> str:
+    def parse_for_argparse(word: str) -> Any:
         try:
-            trainer_form(text, USUAL[key], True)
-        except ValueError as wanted:
-            raise argparse.ArgumentTypeError(f"wants {wanted}, not {text!r}") from None
-        if key == "device" and text == "gpu":
-            raise argparse.ArgumentTypeError(NO_GPU)
-        return text
+            return parse_value(word)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
 
-    return parse_setting
+    return {"metavar": metavar, "help": text, "type": parse_for_argparse, **how}
 
 
-NO_GPU = "torch knows no 'gpu': it is called 'cuda'"
+def flag(text: str) -> dict[str, Any]:
+    return {"action": "store_true", "help": text}
+
+
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+    "what to run": {
+        "configs": option("PATTERN", 'config files and patterns ("config/**/*.py")', nargs="+", action="extend"),
+        "sweep": option("KEY=V1,V2", "run every config with each of these; repeatable", parse_sweep, action="append"),
+        "train_script": option("PATH", "the training script (train_run.py)"),
+        "base_out_dir": option("DIR", "where batches go (experiments)"),
+        "shard": option("I/N", "every N-th experiment of the plan, beginning with the I-th", a_shard),
+        "resume": option("DIR", "continue this batch, or the newest with anything left to do", nargs="?", const=""),
+        "again": option("NAME", "with --resume: run completed or diverged ones, too (patterns)", nargs="+"),
+    },
+    "what to see": {
+        "status": option("DIR", "the table of this batch, of several as one, or of the newest one", nargs="*"),
+        "json": flag("with --status: the same as JSON"),
+        "report": option("DIR", "write report.html of a batch, or of several, and print its path", nargs="*"),
+        "metrics": option(
+            "REGEX",
+            "how losses are printed: a regular expression with groups step, train_loss, val_loss; repeatable",
+            action="append",
+        ),
+        "follow": flag("copy the training's output to the console"),
+        "quiet": flag("print nothing when all goes well"),
+        "dry_run": flag("print each command and why it would run; create nothing"),
+    },
+    "how to run it": {
+        "jobs": option("N", "experiments at a time (1)", a_count(1)),
+        "devices": option("D1,D2", "one at a time on each of these; auto: all GPUs", lambda text: text.split(",")),
+        "gpus": option("N", "GPUs for each experiment, as many at a time as there is room for", a_count(1)),
+        "command": option(
+            "CMD", "the whole command instead; {config}, {dir}, {name}, {device}, {slot}, {overrides} are filled in"
+        ),
+        "continue_with": option(
+            "ARGS", "what an attempt that continues gets besides (--init_from=resume); {checkpoint} is filled in"
+        ),
+        "checkpoints": option("GLOB", "their names in an experiment's directory (ckpt*.pt)"),
+        "launcher": option(
+            "CMD", "stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in"
+        ),
+        "timeout": option("TIME", "end an attempt after this time: 90, 30m, 2h, 1d12h", a_duration),
+        "stall": option("TIME", "end an attempt that has printed nothing for this time", a_duration),
+        "stop_on_nan": flag("end an attempt whose loss is no longer finite"),
+        "retries": option("N", "take a failed experiment up again, at most N times (0)", a_count(0)),
+        "max_failures": option("N", "start no more once N experiments have failed", a_count(1)),
+        "grace": option("SECONDS", f"from the stop signal to KILL ({GRACE:.0f})", a_number_of_seconds),
+        "stop_signal": option("NAME", "what a training gets first when it is stopped (auto)", a_stop_signal),
+    },
+}
+OPTIONS = {name: how for group in GROUPS.values() for name, how in group.items()}
+SETTINGS = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
+DASHED = ("--command", "--continue_with", "--launcher", "--metrics")  # their values may look like options
+SLOTS = [("device", "devices"), ("jobs", "devices"), ("device", "gpus"), ("jobs", "gpus"), ("devices", "gpus")]
+MODES = ("resume", "status", "report", "configs")
+NOT_TOGETHER = [*itertools.combinations(MODES, 2), ("sweep", "resume"), *SLOTS]
+ONLY_WITH = [("json", "status"), ("again", "resume")]
 
 
 def build_parser() -> Parser:
@@ -5790,65 +5720,15 @@ def build_parser() -> Parser:
         description="Run a nanoGPT-style training script once per config file, and lose nothing.",
         epilog="\n".join(__doc__.splitlines()[1:13]),
     )
-    add_what_to_run(parser)
-    add_what_to_see(parser)
-    others = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
-    add = parser.add_argument_group("settings of the trainer", others).add_argument
-    metavars = {bool: "true/false", str: "STR", int: "INT", float: "FLOAT"}
+    for title, group in GROUPS.items():
+        add = parser.add_argument_group(title).add_argument
+        for name, how in group.items():
+            add(f"--{name}", **how)
+    settings = parser.add_argument_group("settings of the trainer", SETTINGS)  # shown only: parse takes them out
     for key, example in USUAL.items():
-        if key != "wandb_log":
-            add(f"--{key}", action=Override, type=a_usual_setting(key), metavar=metavars[type(example)])
-    add_how_to_run(parser)
+        settings.add_argument(f"--{key}", metavar=type(example).__name__.upper())
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
-
-
-def add_what_to_run(parser: Parser) -> None:
-    add = parser.add_argument_group("what to run").add_argument
-    patterns = 'config files and glob patterns ("config/**/*.py")'
-    add("--configs", nargs="+", action="extend", metavar="PATTERN", help=patterns)
-    add("--sweep", action=Sweep, metavar="KEY=V1,V2", help="run every config with each of these values; repeatable")
-    add("--train_script", metavar="PATH", help="the training script (train_run.py)")
-    add("--base_out_dir", metavar="DIR", help="where batches go (experiments)")
-    add("--shard", type=a_shard, metavar="I/N", help="every N-th experiment of the plan, beginning with the I-th")
-    resumed = "continue this batch, or the newest one with anything left to do: all but what is completed"
-    add("--resume", nargs="?", const="", metavar="DIR", help=resumed)
-    add("--again", nargs="+", metavar="NAME", help="with --resume: run completed or diverged ones, too (patterns)")
-
-
-def add_what_to_see(parser: Parser) -> None:
-    add = parser.add_argument_group("what to see").add_argument
-    add("--status", nargs="*", metavar="DIR", help="the table of this batch, of several as one, or of the newest one")
-    add("--json", action="store_true", help="with --status: the same as JSON")
-    add("--report", nargs="*", metavar="DIR", help="write report.html of a batch, or of several, and print its path")
-    line = "how losses are printed: a regular expression with groups step, train_loss, val_loss; repeatable"
-    add("--metrics", action="append", metavar="REGEX", help=line)
-    add("--follow", action="store_true", help="copy the training's output to the console")
-    add("--quiet", action="store_true", help="print nothing when all goes well")
-    add("--dry_run", action="store_true", help="print each command and why it would run; create nothing")
-
-
-def add_how_to_run(parser: Parser) -> None:
-    add = parser.add_argument_group("how to run it").add_argument
-    add("--jobs", type=a_count(1), metavar="N", help="experiments at a time (1)")
-    each = "one experiment at a time on each of these; auto: all GPUs"
-    add("--devices", type=lambda text: text.split(","), metavar="D1,D2", help=each)
-    add("--gpus", type=a_count(1), metavar="N", help="GPUs for each experiment, as many at a time as there is room for")
-    template = "the whole command instead; {config}, {dir}, {name}, {device}, {slot}, {overrides} are filled in"
-    add("--command", metavar="CMD", help=template)
-    besides = "what an attempt that continues gets besides (--init_from=resume); {checkpoint} is filled in"
-    add("--continue_with", metavar="ARGS", help=besides)
-    add("--checkpoints", metavar="GLOB", help=f"their names in an experiment's directory ({Options().checkpoints})")
-    before = "stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in"
-    add("--launcher", metavar="CMD", help=before)
-    add("--timeout", type=a_duration, metavar="TIME", help="end an attempt after this time: 90, 30m, 2h, 1d12h")
-    add("--stall", type=a_duration, metavar="TIME", help="end an attempt that has printed nothing for this time")
-    add("--stop_on_nan", action="store_true", help="end an attempt whose loss is no longer finite")
-    add("--retries", type=a_count(0), metavar="N", help="take a failed experiment up again, at most N times (0)")
-    add("--max_failures", type=a_count(1), metavar="N", help="start no more once N experiments have failed")
-    add("--grace", type=a_number_of_seconds, metavar="SECONDS", help=f"from the stop signal to KILL ({GRACE:.0f})")
-    first = f"what a training gets first when it is stopped ({Options().stop_signal})"
-    add("--stop_signal", type=a_stop_signal, metavar="NAME", help=first)
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
@@ -5856,383 +5736,341 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     trainer. Raises UsageError."""
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
-    parser = build_parser()
-    is_free = any(word.partition("=")[0] == "--command" for word in words)
-    joined: list[str] = []
-    for word in words[:end]:
-        if word.startswith("--"):
-            add_setting(parser, word, is_free)
-        # A negative value, which argparse would take for an option.
-        is_value = re.match(r"-[\d.]", word) and joined and joined[-1].startswith("--")
-        takes_words = joined and joined[-1] in ("--command", "--continue_with", "--launcher", "--metrics")
-        if is_value or (takes_words and word.startswith("-")):
-            joined[-1] += f"={word}"
-        else:
-            joined.append(word)
-    given = vars(parser.parse_args(joined))
+    is_free = any(word.partition("=")[0] == "--command" for word in words[:end])
+    rest = deque(words[:end])
+    own: list[str] = []
+    overrides: dict[str, str] = {}
+    while rest:
+        word = rest.popleft()
+        name, equals, value = word[2:].partition("=")
+        if not word.startswith("--") or name in ("help", "version", *OPTIONS):
+            is_open = word in DASHED and rest
+            own.append(f"{word}={rest.popleft()}" if is_open else word)
+            continue
+        if not name.isidentifier() and not is_free:
+            raise UsageError(f"not an option, and no setting's name: --{name}{suggestion(name, USUAL)}")
+        overrides[name] = value if equals else next_value(name, rest)
+        if name in USUAL and not is_free:
+            check_usual(name, overrides[name])
+    given = vars(build_parser().parse_args(own))
+    if overrides:
+        given["overrides"] = overrides
+    if "sweep" in given:
+        given["sweep"] = joined_sweep(given["sweep"])
     if end < len(words):
         given["trainer_args"] = words[end + 1 :]
+    check_together(given)
     return given
 
 
-def add_setting(parser: Parser, word: str, is_free: bool) -> None:
-    """Make an option that the parser doesn't know a setting of the trainer."""
-    option, _, value = word.partition("=")
-    if value == "--":  # argparse drops it
-        raise UsageError(f"{option}: not a value: --")
-    if option in parser._option_string_actions:
-        return
-    key = option[2:]
-    if not key.isidentifier() and not is_free:
-        names = [*(item.name for item in fields(Options)), *USUAL]
-        raise UsageError(f"not an option, and no setting's name: {option}{suggestion(key, names)}")
-    parser.add_argument(option, action=Override, help=argparse.SUPPRESS)
+def next_value(key: str, rest: deque[str]) -> str:
+    """The word behind a setting of the trainer; a number may be negative."""
+    if not rest or not re.match(r"[^-]|-[\d.]|$", rest[0]):
+        wanted = "true or false" if isinstance(USUAL.get(key), bool) else f"a value: --{key} VALUE"
+        raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}")
+    value = rest.popleft()
+    if rest and not rest[0].startswith("-"):
+        raise UsageError(f"unrecognized argument behind --{key} {value}: {rest[0]}; see --help")
+    return value
 
 
-def all_devices() -> list[str]:
-    """What --devices auto stands for: the GPUs that nvidia-smi lists and CUDA_VISIBLE_DEVICES leaves."""
-    number = len(all_gpus("--devices auto"))
-    if not number:
-        raise UsageError("--devices auto: no GPU found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu")
-    return [f"cuda:{index}" for index in range(number)]
+def joined_sweep(pairs: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
+    sweep: dict[str, list[str]] = {}
+    for key, points in pairs:
+        if key in sweep:
+            raise UsageError(f"argument --sweep: {key} given twice; see --help")
+        sweep[key] = points
+    return sweep
 
 
-def all_gpus(option: str) -> list[str]:
-    """The GPUs of this machine, or those of them that CUDA_VISIBLE_DEVICES leaves, by what it calls them."""
+def check_usual(key: str, text: str) -> None:
+    """By the name that the user knows: the trainer's own may be another one."""
     try:
-        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise UsageError(f"{option}: nvidia-smi can't be asked: {error}; name the --devices") from None
-    number = len(re.findall(r"(?m)^GPU \d+:", listed))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return list(map(str, range(number)))
-    words = [word.strip() for word in visible.split(",")]
+        trainer_form(text, USUAL[key], True)
+    except ValueError as wanted:
+        raise UsageError(f"--{key} wants {wanted}, not {text!r}; see --help") from None
 
-    def is_there(word: str) -> bool:
-        return int(word) < number if word.isdigit() else word[:4] in ("GPU-", "MIG-")
 
-    return list(itertools.takewhile(is_there, words))  # CUDA stops at the first that isn't there
+def check_together(given: Mapping[str, Any]) -> None:
+    swept = ",".join(given.get("sweep", ())).split(",")
+    has_device = "device" in (*given.get("overrides", ()), *swept)
+    names = {*given, "device"} if has_device else set(given)
+    for one, other in NOT_TOGETHER:
+        if {one, other} <= names:
+            raise UsageError(f"--{other}: not allowed with --{one}")
+    for one, other in ONLY_WITH:
+        if one in names and other not in names:
+            raise UsageError(f"--{one}: only with --{other}")
+
+
+# ---- what a batch is run with
+
+
+@dataclass
+class Job:
+    """All that it takes to run a batch, or to show what would be run."""
+
+    options: Options
+    planner: Planner
+    slots: list[Slot]
+    notes: list[str]  # what is said first
+    folder: str = ""
+    plan: list[Experiment] = field(default_factory=list)
+    results: dict[str, Result] = field(default_factory=dict)  # so far
+    to_run: list[str] = field(default_factory=list)  # names
+
+
+def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job:
+    """Read the trainer, and refuse what can't work before anything starts."""
+    check_template(options)
+    if not options.command and default_script() != options.train_script == Options().train_script:
+        options.train_script = default_script()
+        notes.append(f"the training script is {options.train_script}: there is no {Options().train_script}")
+    planner = Planner(read_trainer(options))
+    for key in (
+        given.keys() & OPTIONS.keys() & planner.script.settings.keys() - {*MODES, "sweep"}
+    ):  # nobody could tell which is meant
+        told = f"is an option of the runner and a setting of {planner.script.path}"
+        raise UsageError(f"--{key} {told}; the trainer's is reached behind a bare --: -- --{key}=VALUE")
+    check(options, planner)
+    return Job(options, planner, find_slots(options), notes)
 
 
 def check(options: Options, planner: Planner) -> None:
-    """Refuse what can't work before anything starts."""
     options.overrides = {planner.setting(key): text for key, text in options.overrides.items()}
     options.sweep = {planner.setting(key): values for key, values in options.sweep.items()}
-    swept = [key for joined in options.sweep for key in joined.split(",")]
+    swept = ",".join(options.sweep).split(",")
+    for key in options.overrides.keys() & set(swept):
+        raise UsageError(f"--{key}: not allowed with --sweep {key}")
     if "out_dir" in (*options.overrides, *swept) and not options.command:
         raise UsageError("--out_dir: the runner sets it for each experiment, see --base_out_dir")
-    for key in swept:
-        if key in options.overrides:
-            raise UsageError(f"--{key}: not allowed with --sweep {key}")
-    if options.devices:
-        check_devices(options, swept)
-    if options.gpus and (options.devices or options.jobs > 1):
-        raise UsageError("--gpus: not allowed with --devices or --jobs; as many run at a time as there are GPUs for")
-    if options.gpus and "device" in (*options.overrides, *swept):
-        raise UsageError("--gpus: not allowed with --device; each training sees its own GPUs only")
-    words = launcher_words(options.launcher, dict.fromkeys(("name", "dir", "device", "slot"), ""))
-    if options.command:
-        words = shlex.split(options.command)
-    if not shutil.which(words[0]):
-        what = "--command" if options.command else "launcher"
-        raise UsageError(f"{what} not found: {words[0]}; see --{what.strip('-')}")
     if "=" in options.base_out_dir:
         raise UsageError(f"--base_out_dir holds '=': {options.base_out_dir}; the trainer's configurator splits on it")
-
-
-def check_own_options(given: Mapping[str, Any], planner: Planner) -> None:
-    """An option of the runner's that is a setting of the trainer's, too: nobody could tell which is meant."""
-    modes = ("resume", "status", "report", "configs", "sweep", "overrides", "trainer_args")
-    for key in given:
-        if key in planner.script.settings and key not in modes:
-            told = f"is an option of the runner and a setting of {planner.script.path}"
-            raise UsageError(f"--{key} {told}; the trainer's is reached behind a bare --: -- --{key}=VALUE")
+    devices = [*options.devices, options.overrides.get("device")]
+    if "gpu" in devices:
+        raise UsageError("--device gpu: torch knows no 'gpu'; it is called 'cuda', see --devices")
+    if "" in devices:
+        raise UsageError(f"--devices: an empty one: {','.join(options.devices)}")
+    if options.command:
+        what, words = "--command", shlex.split(options.command)
+    else:
+        names = dict.fromkeys(("name", "dir", "device", "slot"), "")
+        what, words = "--launcher", launcher_words(options.launcher, names)
+    if not shutil.which(words[0]):
+        raise UsageError(f"program of {what} not found: {words[0]}")
 
 
 def find_slots(options: Options) -> list[Slot]:
-    """Raises UsageError where there are too few GPUs for --gpus."""
-    gpus = all_gpus("--gpus") if options.gpus else []
-    slots = slots_of(options, gpus)
-    if not slots:
-        raise UsageError(f"--gpus {options.gpus}: only {count_of(len(gpus), 'GPU')} found")
-    return slots
+    """Raises UsageError where there are too few GPUs for what is asked for."""
+    is_auto = options.devices == ["auto"]
+    gpus = all_gpus() if is_auto or options.gpus else []
+    if is_auto:
+        options.devices = [f"cuda:{index}" for index in range(len(gpus))]
+    least = options.gpus or int(is_auto)
+    if len(gpus) < least:
+        found = f"{count_of(len(gpus), 'GPU')} found by nvidia-smi and CUDA_VISIBLE_DEVICES"
+        raise UsageError(f"{found}, {least} wanted by --devices auto or --gpus; try --device cpu")
+    return slots_of(options, gpus)
 
 
-def check_devices(options: Options, swept: Sequence[str]) -> None:
-    if options.devices == ["auto"]:
-        options.devices = all_devices()
-    if not all(options.devices):
-        raise UsageError(f"--devices: an empty one: {','.join(options.devices)}")
-    if "gpu" in options.devices:
-        raise UsageError(f"--devices: {NO_GPU}")
-    if "device" in (*options.overrides, *swept):
-        raise UsageError("--device: not allowed with --devices")
-    if options.jobs > 1:
-        raise UsageError("--jobs: not allowed with --devices, which gives one slot to each device")
+def all_gpus() -> list[str]:
+    """The GPUs that nvidia-smi lists, or those of them that CUDA_VISIBLE_DEVICES leaves, by what it calls them."""
+    listed = ""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
+    numbers = [str(index) for index, _ in enumerate(re.findall(r"(?m)^GPU \d+:", listed))]
+    words = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(numbers)).split(",")
+    # CUDA stops at the first that isn't there.
+    is_there = re.compile("|".join(["(GPU|MIG)-.*", *numbers])).fullmatch
+    return list(itertools.takewhile(is_there, map(str.strip, words)))
 
 
-# ---- a plan, and its results before anything has run
-
-
-def first_results(plan: Sequence[Experiment], folder: str) -> dict[str, Result]:
-    """What is known of experiments before they run."""
-    keys, results = differing(plan), {}
+def first_results(plan: Sequence[Experiment], folder: str, before: Mapping[str, Result]) -> dict[str, Result]:
+    """What is known of experiments before they run, or run again."""
+    keys = differing(plan)
+    results = {}
     for each in plan:
-        place = os.path.join(folder, each.name)
+        result = results[each.name] = before.get(each.name, Result(config_name=each.name))
+        result.config_path = each.config
+        result.overrides = each.values or result.overrides
+        result.settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
         iterations = each.settings.get("max_iters")
-        results[each.name] = Result(
-            config_name=each.name,
-            config_path=each.config,
-            experiment_dir=place,
-            log_files={name: os.path.join(place, file) for name, file in LOGS.items()},
-            overrides=each.values,
-            settings={key: in_words(each.settings[key]) for key in keys if key in each.settings},
-            max_iters=iterations if isinstance(iterations, int) else None,
-        )
+        result.max_iters = iterations if isinstance(iterations, int) else None
+        relocate(result, os.path.join(folder, each.name))
     return results
 
 
 def common_settings(plan: Sequence[Experiment]) -> dict[str, Any]:
     """The settings that all experiments share, by which one batch is told from another."""
-    own = {*differing(plan), "out_dir", "wandb_run_name"}
-    return {key: in_words(value) for key, value in plan[0].settings.items() if key not in own} if plan else {}
+    own = {*differing(plan), *INVENTED}
+    first = plan[0].settings if plan else {}
+    return {key: in_words(value) for key, value in first.items() if key not in own}
 
 
-def python_facts() -> dict[str, str]:
-    return {"python_executable": sys.executable, "python_version": sys.version.split()[0]}
+def place_facts() -> dict[str, str]:
+    version = sys.version.split()[0]
+    return {"hostname": os.uname().nodename, "python_executable": sys.executable, "python_version": version}
 
 
-def set_launched_configs(plan: Sequence[Experiment], planner: Planner, folder: str) -> None:
-    """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
-    get the original, or its copy where it has gone."""
-    place = os.path.join(folder, PLAN)
-    names = frozen_names(place, [each.source or each.config for each in plan])
-    script = planner.script
-    is_original_there = functools.lru_cache(maxsize=None)(os.path.exists)
-    for each in plan:
-        origin = each.source or each.config
-        takes_copy = script.strict and not script.uses_file and not planner.read(origin).uses_file
-        is_usable = each.config and not each.problem
-        if is_usable and (takes_copy or not is_original_there(each.config)):
-            each.launched_config = os.path.join(place, names[origin])
-        else:
-            each.launched_config = each.config
-
-
-def freeze_plan(folder: str, plan: Sequence[Experiment], planner: Planner, head: dict[str, Any]) -> PlanFile:
-    """Write plan/ before anything is launched; raises UsageError where that can't be done."""
-    set_launched_configs(plan, planner, folder)
-
-    def source(each: Experiment) -> Optional[bytes]:
-        reading = planner.read(each.source or each.config)
-        return None if each.problem and not reading.source else reading.source
-
-    try:
-        return freeze(folder, plan, source, head)
-    except OSError as error:
-        raise UsageError(f"can't write to the batch: {error.filename or folder}: {error.strerror}") from None
-
-
-# ---- modes
-
-
-def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
-    options = Options(**given)
-    notes: list[str] = []
-    if options.again:
-        raise UsageError("--again: only with --resume")
-    needs_configs = not options.command or "{config}" in options.command
-    if needs_configs and not options.configs:
-        raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
-    planner = read_planner(options, notes)
-    check_own_options(given, planner)
-    check(options, planner)
-    slots = find_slots(options)
-    configs = expand_configs(options.configs, planner.script, notes.append, planner.read) if options.configs else []
-    whole = planner.plan(options, configs)
-    plan = shard(whole, options.shard) if options.shard else whole
-    if not plan:
-        raise UsageError(f"--shard {options.shard}: no experiment is left of {len(whole)}")
-    notes += config_notes(planner, plan)
-    if options.dry_run:
-        name = datetime.now().strftime("experiment_%Y%m%d_%H%M%S")
-        folder = os.path.join(options.base_out_dir, name)
-        set_launched_configs(plan, planner, folder)
-        return dry_run(options, planner, folder, plan, {}, notes, slots)
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the batch is there to take them
-    folder, problem = create_folder(options.base_out_dir)
-    head = {
-        "timestamp": os.path.basename(folder)[len("experiment_") :],
-        "base_out_dir": options.base_out_dir,
-        "experiment_dir": folder,
+def facts_of(job: Job) -> dict[str, Any]:
+    """What the head of the summary says of a batch that begins or goes on."""
+    return {
+        "experiment_dir": job.folder,
         "state": "running",
-        "start_time": now_iso(),
         "end_time": None,
-        "duration_seconds": 0.0,
-        "command": [*program(), *argv],
-        "train_script": options.train_script,
-        "global_overrides": {key: planner.plain(key, text) for key, text in options.overrides.items()},
-        "sweep": options.sweep,
-        "options": plan_options(options),
+        "train_script": job.options.train_script,
+        "options": plan_options(job.options),
         "working_directory": os.getcwd(),
-        "hostname": os.uname().nodename,
-        "total_experiments": len(plan),
-        "slots": len(slots),
-        **python_facts(),
+        "total_experiments": len(job.plan),
+        "slots": len(job.slots),
+        "common_settings": common_settings(job.plan),
+        **place_facts(),
     }
-    if options.shard:
-        index, count = parse_shard(options.shard)
-        head["shard"] = {"index": index, "count": count, "plan_digest": plan_digest(whole)}
-    lock = hold_batch(folder)
-    notes += [NO_LOCKS] if lock is None else []
-    notes += [problem] if problem else []
-    frozen = freeze_plan(folder, plan, planner, head)
-    names = [each.name for each in plan]
-    return run_batch(options, planner, plan, first_results(plan, folder), head, frozen, names, slots, notes)
 
 
-def read_planner(options: Options, notes: list[str]) -> Planner:
-    check_template(options)
-    if options.train_script == Options().train_script and not options.command:
-        options.train_script = default_script()
-        if options.train_script != Options().train_script:
-            notes.append(f"the training script is {options.train_script}: there is no {Options().train_script}")
-    return Planner(read_trainer(options))
+def choose_launched(job: Job) -> dict[str, bytes]:
+    """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
+    get the original, or its copy where it has gone. Returns what is to be frozen."""
+    script = job.planner.script
+    for each in job.plan:
+        each.source = each.source or each.config
+    readings = {each.source: job.planner.read(each.source) for each in job.plan if each.source}
+    sources = {path: found.source for path, found in readings.items() if found.source or not found.problem}
+    names = frozen_names(job.folder, sources)
+    for each in job.plan:
+        each.launched_config = each.config
+        if each.problem or each.source not in sources:
+            continue
+        is_bound = not script.strict or script.uses_file or readings[each.source].uses_file
+        if not is_bound or not os.path.exists(each.config):
+            each.launched_config = os.path.join(job.folder, PLAN, names[each.source])
+    return sources
 
 
-def config_notes(planner: Planner, plan: Sequence[Experiment]) -> list[str]:
-    """What is to be said of configs before the start, each text once."""
-    notes = {f"warning: {each.config}: {text}": None for each in plan for text in planner.warnings(each)}
-    return list(notes)
-
-
-def run_batch(
-    options: Options,
-    planner: Planner,
-    plan: Sequence[Experiment],
-    results: dict[str, Result],
-    head: dict[str, Any],
-    frozen: PlanFile,
-    to_run: Sequence[str],
-    slots: Sequence[Slot],
-    notes: Sequence[str],
-) -> int:
-    folder = head["experiment_dir"]
-    head["common_settings"] = common_settings(plan)
-    console = Console(options.quiet)
+def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
+    """Freeze the plan, then run it."""
+    job.notes += [NO_LOCKS] if lock is None else []
     try:
-        recorder = Recorder(folder, [each.name for each in plan], head, console)
-        write_json(os.path.join(folder, SUMMARY), recorder.summary(results))
+        frozen = freeze(job.folder, job.plan, choose_launched(job), head)
+        recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
+        write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
     except OSError as error:
-        raise UsageError(f"can't write to the batch: {error.filename or folder}: {error.strerror}") from None
-    batch = Batch(options, planner, plan, results, recorder, frozen, to_run, slots)
-    for note in notes:
+        raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
+    batch = Batch(job.options, job.planner, job.plan, job.results, recorder, frozen, job.to_run, job.slots)
+    for note in job.notes:
         recorder.say(note)
     return batch.run()
 
 
-def dry_run(
-    options: Options,
-    planner: Planner,
-    folder: str,
-    plan: Sequence[Experiment],
-    results: Mapping[str, Result],
-    notes: Sequence[str],
-    slots: Sequence[Slot],
-    to_run: Optional[Collection[str]] = None,
-) -> int:
+def show_job(job: Job) -> int:
     """Print what would be run and why, after some notes."""
-    lines = [f"# {clean(note)}" for note in notes]
-    free = itertools.cycle(slots)
+    choose_launched(job)
+    lines = [f"# {clean(note)}" for note in job.notes]
+    free = itertools.cycle(job.slots)
     runs = 0
-    for each in plan:
-        result = results.get(each.name, Result())
-        if to_run is not None and each.name not in to_run:
-            lines.append(f"# {each.name}: {'diverged' if result.diverged else 'completed'}, left alone")
+    for each in job.plan:
+        if each.name not in job.to_run:
+            lines.append(f"# {each.name}: {'diverged' if job.results[each.name].diverged else 'completed'}, left alone")
         elif each.problem:
             lines.append(f"# {each.name}: fails, {clean(each.problem)}")
         else:
-            lines += dry_lines(options, planner, os.path.join(folder, each.name), each, result, next(free))
+            lines += command_lines(job, each, next(free))
             runs += 1
-    lines.append(f"# {runs} of {count_of(len(plan), 'experiment')} would run")
+    lines.append(f"# {runs} of {count_of(len(job.plan), 'experiment')} would run")
     print_whole(lines)
     return 0
 
 
-def dry_lines(
-    options: Options, planner: Planner, place: str, each: Experiment, result: Result, slot: Slot
-) -> list[str]:
-    up = take_up(each, place, result.attempts, options)
-    made = each
-    if slot.device and not options.command:
-        overrides = {**each.overrides, "device": slot.device}
-        made = planner.experiment(each.name, each.config, overrides, each.point, each.source)
-        made.launched_config = each.launched_config
-    continuing = []
-    if up.how is How.CONTINUES:
-        continuing = continuing_words(options, made, place, slot, up.checkpoint) or []
-    return [f"# {each.name}: {up}", shell_line(build_command(options, made, place, slot, continuing))]
+def command_lines(job: Job, planned: Experiment, slot: Slot) -> list[str]:
+    folder = os.path.join(job.folder, planned.name)
+    up = take_up(planned, folder, job.results[planned.name].attempts, job.options)
+    made = on_device(job.options, job.planner, planned, slot)
+    return [f"# {planned.name}: {up}", shell_line(attempt_command(job.options, made, folder, slot, up))]
 
 
-# ---- resuming
+# ---- the modes
+
+
+def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
+    options = Options(**given)
+    if not options.configs and not options.command:
+        raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
+    job = prepare(given, options, [])
+    planner = job.planner
+    configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read) if options.configs else []
+    whole = planner.plan(options, configs)
+    job.plan = shard(whole, options.shard) if options.shard else whole
+    if not job.plan:
+        raise UsageError(f"--shard {options.shard}: no experiment is left of {len(whole)}")
+    job.to_run = [each.name for each in job.plan]
+    job.notes += dict.fromkeys(
+        f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)
+    )
+    start = datetime.now().strftime("%Y%m%d_%H%M%S")
+    if options.dry_run:
+        job.folder = os.path.join(options.base_out_dir, f"experiment_{start}")
+        job.results = first_results(job.plan, job.folder, {})
+        return show_job(job)
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the batch is there to take them
+    job.folder, problem = create_folder(options.base_out_dir)
+    job.notes += [problem] if problem else []
+    job.results = first_results(job.plan, job.folder, {})
+    head = {
+        "timestamp": os.path.basename(job.folder)[len("experiment_") :],
+        "base_out_dir": options.base_out_dir,
+        "start_time": now_iso(),
+        "duration_seconds": 0.0,
+        "command": [*program(), *argv],
+        "global_overrides": {key: planner.plain(key, text) for key, text in options.overrides.items()},
+        "sweep": options.sweep,
+        **facts_of(job),
+    }
+    if options.shard:
+        index, count = parse_shard(options.shard)
+        head["shard"] = {"index": index, "count": count, "plan_digest": plan_digest(whole)}
+    return run_job(job, head, hold_batch(job.folder))
 
 
 def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
-    if "sweep" in given:
-        raise UsageError("--sweep: not allowed with --resume, which takes the batch's own")
     notes: list[str] = []
     folder = batch_to_resume(given, notes)
     if not folder:
         print_whole([] if given.get("quiet") else notes)
         return 0
     read_batch(folder)  # nothing is written to what is no batch
-    is_dry = bool(given.get("dry_run"))
-    lock = None if is_dry else hold_batch(folder)
+    lock = None if given.get("dry_run") else hold_batch(folder)
     stored = read_batch(folder, held=False)  # but by this runner
-    options = resumed_options(stored, given, argv)
-    folder = go_where(stored.summary.get("working_directory"), folder)
-    notes += [*stored.notes, *changes_of_place(stored, given)]
-    planner = read_planner(options, notes)
-    check_own_options(given, planner)
-    check(options, planner)
-    slots = find_slots(options)
-    to_run = names_to_run(stored, options, notes)
-    lines = stored_lines(stored)
-    plan = [
-        plan_again(planner, options, folder, line, stored.results[line.name], line.name in to_run, notes)
-        for line in lines
-    ]
-    if is_dry:
-        set_launched_configs(plan, planner, folder)
-        return dry_run(options, planner, folder, plan, stored.results, notes, slots, to_run)
-    if not to_run and stored.summary.get("state") == "finished":
-        nothing = f"{folder}: nothing to do, {show_counts(count_statuses(stored.results.values()))}"
-        print_whole([] if options.quiet else [*notes, nothing])
+    options = resumed_options(stored, given)
+    folder = stored.folder = go_where(stored.summary.get("working_directory"), folder)
+    job = prepare(given, options, [*notes, *stored.notes])
+    job.folder = folder
+    job.notes += changes_of_place(stored, options)
+    plan_again(job, stored)
+    job.results = first_results(job.plan, folder, stored.results)
+    if options.dry_run:
+        return show_job(job)
+    if not job.to_run and stored.summary.get("state") == "finished":
+        nothing = f"{folder}: nothing to do, {show_counts(count_statuses(job.results.values()))}"
+        print_whole([] if options.quiet else [*job.notes, nothing])
         return 0
-    wait_for_trainings(stored, folder, options)
+    wait_for_trainings(stored, options)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    head = resumed_head(stored, options, folder, argv, len(plan))
-    frozen = freeze_plan(folder, plan, planner, head)
-    head["slots"] = len(slots)
-    results = resumed_results(stored, plan, folder, to_run)
-    notes += [NO_LOCKS] if lock is None else []
-    return run_batch(options, planner, plan, results, head, frozen, to_run, slots, notes)
+    before = {key: value for key, value in stored.summary.items() if key not in ("git", "stopped_because")}
+    resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
+    resumes = before.get("resumes")
+    before["resumes"] = [*(resumes if isinstance(resumes, list) else []), resume]
+    return run_job(job, {**before, **facts_of(job)}, lock)
 
 
 def batch_to_resume(given: Mapping[str, Any], notes: list[str]) -> str:
     """The batch that is named, or the newest one with anything left to do; empty where there is none."""
     base = given.get("base_out_dir", Options().base_out_dir)
-    named = str(given["resume"])
+    named = given["resume"]
     if not named:
         named = newest_batch(base) if given.get("again") else newest_unfinished(base, notes)
-    if not named:
-        return ""
-    folder = os.path.normpath(named)
+    folder = os.path.normpath(named) if named else ""
     if os.path.islink(folder):  # latest
-        folder = os.path.relpath(os.path.realpath(folder))
-    if not os.path.isdir(folder):
-        raise UsageError(f"no batch there: {folder}")
+        return os.path.relpath(os.path.realpath(folder))
     return folder
 
 
@@ -6240,12 +6078,8 @@ def newest_unfinished(base: str, notes: list[str]) -> str:
     """The newest batch with anything left to do; empty where there is none. Raises UsageError without any batch."""
     newest_batch(base)
     for folder in reversed(batches_in(base)):
-        try:
-            stored = read_batch(folder)
-        except UsageError as error:
-            notes.append(f"left out: {folder}: {error}")
-            continue
-        if any(is_left(result) for result in stored.results.values()) or stored.summary.get("state") != "finished":
+        stored = read_batch(folder)
+        if stored.summary.get("state") != "finished" or any(map(is_left, stored.results.values())):
             notes.append(f"resuming {folder}: the newest batch with anything left to do")
             return folder
     notes.append(f"nothing is left to do in any batch of {base}")
@@ -6253,141 +6087,106 @@ def newest_unfinished(base: str, notes: list[str]) -> str:
 
 
 def is_left(result: Result) -> bool:
+    """What has diverged would diverge again."""
     return result.status is not Status.COMPLETED and not result.diverged
 
 
-def names_to_run(stored: StoredBatch, options: Options, notes: list[str]) -> list[str]:
-    """What is run: all that is not completed, and what --again names. What has diverged would diverge again, unless
-    something is overridden now."""
-    named = {name for name in stored.results for pattern in options.again if fnmatch.fnmatchcase(name, pattern)}
-    if options.again and not named:
-        raise UsageError(f"--again: no experiment of this name: {' '.join(options.again)}; see --status")
-    chosen = []
-    for name, result in stored.results.items():
-        is_new_try = result.diverged and bool(options.overrides)
-        if name in named or is_left(result) or is_new_try:
-            chosen.append(name)
-        elif result.diverged:
-            notes.append(f"{name}: diverged, left alone; override a setting, or name it with --again")
-    return chosen
-
-
-def changes_of_place(stored: StoredBatch, given: Mapping[str, Any]) -> list[str]:
-    """What is not as it was when the batch was run last."""
-    now = {"hostname": os.uname().nodename, **python_facts()}
-    if "train_script" in given:
-        now["train_script"] = given["train_script"]
-    notes = []
-    for key, value in now.items():
-        before = stored.summary.get(key)
-        if isinstance(before, str) and before != value:
-            notes.append(f"warning: {key.replace('_', ' ')} is {value}, the batch had {before}")
-    return notes
-
-
-def resumed_options(stored: StoredBatch, given: Mapping[str, Any], argv: Sequence[str]) -> Options:
+def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
-    path = os.path.join(stored.folder, SUMMARY)
+    kept = {"train_script": stored.summary.get("train_script", Options().train_script)}
     try:
-        kept = options_from_json(stored.summary.get("options") or {}, path)
-    except ValueError as error:
+        kept.update(options_from_json(stored.summary.get("options", {}), stored.folder))
+        for key, value in kept.items():
+            if isinstance(value, (int, float, str)) and value and "type" in OPTIONS[key]:
+                OPTIONS[key]["type"](str(value))
+    except (ValueError, argparse.ArgumentTypeError) as error:
         raise UsageError(f"summary is damaged: {error}") from None
-    script = stored.summary.get("train_script")
-    if isinstance(script, str) and script:
-        kept.setdefault("train_script", script)
     # Slots given now replace those of the plan, in whatever way either were given.
-    if "devices" in given:
-        kept.pop("jobs", None)
-    if "jobs" in given or "device" in given.get("overrides", {}):
-        kept.pop("devices", None)
+    names = {*given, *given.get("overrides", ())}
+    for pair in SLOTS:
+        for key in set(pair) - names if names & set(pair) else ():
+            kept.pop(key, None)
     return Options(**{**kept, **given})
 
 
 def go_where(place: Any, folder: str) -> str:
     """Work where the batch was started, where that directory is still there; returns the batch's path from there."""
-    if isinstance(place, str) and os.path.isdir(place) and not os.path.samefile(place, "."):
-        folder = os.path.abspath(folder)
-        os.chdir(place)
-        inside = os.path.relpath(folder)
-        return folder if inside.startswith("..") else inside
-    return folder
+    if not isinstance(place, str) or not os.path.isdir(place):
+        return folder
+    folder = os.path.abspath(folder)
+    os.chdir(place)
+    inside = os.path.relpath(folder)
+    return folder if inside.startswith("..") else inside
 
 
-def stored_lines(stored: StoredBatch) -> list[PlannedExperiment]:
-    """The plan as it was frozen; of a batch of version 1.0.0, which froze none, as its results have it."""
-    if stored.plan:
-        return stored.plan.experiments
-    return [
-        PlannedExperiment(name, result.config_path, overrides=override_texts(result.overrides))
-        for name, result in stored.results.items()
-    ]
+def changes_of_place(stored: StoredBatch, options: Options) -> list[str]:
+    """What is not as it was when the batch was run last."""
+    now = {**place_facts(), "train_script": options.train_script}
+    before = {key: stored.summary.get(key, value) for key, value in now.items()}
+    changed = [key for key, value in now.items() if before[key] != value]
+    return [f"warning: {key.replace('_', ' ')} is {now[key]}, the batch had {before[key]}" for key in changed]
 
 
-def plan_again(
-    planner: Planner,
-    options: Options,
-    folder: str,
-    line: PlannedExperiment,
-    result: Result,
-    is_to_run: bool,
-    notes: list[str],
-) -> Experiment:
-    """An experiment of a batch that is continued; overrides given now are laid over its own.
+def plan_again(job: Job, stored: StoredBatch) -> None:
+    """Plan what is run now, all that isn't completed and what --again names; what is left alone stays as it was.
 
-    What was interrupted continues with its frozen config, what failed or never started takes up an edited one."""
-    frozen = frozen_config(folder, line)
-    source = "" if not frozen else choose_source(line, frozen, result, notes)
-    overrides = {**line.overrides, **line.sweep}
-    laid_over = {**overrides, **options.overrides}
-    if not is_to_run:
-        if laid_over != overrides and result.status is Status.COMPLETED:
-            notes.append(f"{line.name}: completed, left alone by what is overridden now; see --again")
-        with contextlib.suppress(UsageError):
-            return planner.experiment(line.name, line.config_path, overrides, line.sweep, source)
-        return Experiment(line.name, line.config_path, overrides, dict(line.sweep), source=source)
-    return planner.experiment(line.name, line.config_path, laid_over, line.sweep, source)
+    Overrides given now are laid over an experiment's own."""
+    again = job.options.again
+    named = {name for pattern in again for name in fnmatch.filter(stored.results, pattern)}
+    if again and not named:
+        raise UsageError(f"--again: no experiment of this name: {' '.join(again)}; see --status")
+    for line in stored.plan.experiments:
+        result = stored.results[line.name]
+        source = choose_source(job, line, result)
+        own = {**line.overrides, **line.sweep}
+        now = {**own, **job.options.overrides}
+        may_do_better = result.diverged and job.options.overrides
+        if line.name in named or is_left(result) or may_do_better:
+            job.to_run.append(line.name)
+            job.plan.append(job.planner.experiment(line.name, line.config_path, now, line.sweep, source))
+            continue
+        if result.diverged or now != own:
+            state = "diverged" if result.diverged else "completed"
+            job.notes.append(f"{line.name}: {state}, left alone; name it with --again to run it")
+        made = Experiment(line.name, line.config_path, own, line.sweep, source=source)
+        with contextlib.suppress(UsageError):  # the trainer may have changed
+            made = job.planner.experiment(line.name, line.config_path, own, line.sweep, source)
+        job.plan.append(made)
 
 
-def frozen_config(folder: str, line: PlannedExperiment) -> str:
-    """The copy of an experiment's config as it was last launched or planned; empty where there is none."""
+def choose_source(job: Job, line: PlannedExperiment, result: Result) -> str:
+    """The frozen copy of a config, or nothing where the original is read: what was interrupted continues with its
+    copy, what failed or never started takes up an edited original."""
     ending = os.path.splitext(line.config_path)[1]
-    places = [os.path.join(folder, PLAN, line.frozen)] if line.frozen else []
-    places.append(os.path.join(folder, line.name, f"config_used{ending}"))
-    return next((path for path in places if os.path.isfile(path)), "")
-
-
-def choose_source(line: PlannedExperiment, frozen: str, result: Result, notes: list[str]) -> str:
-    """The frozen copy of a config, or nothing where the original is to be read."""
-    try:
-        with open(frozen, "rb") as file:
-            before = file.read()
-        with open(line.config_path, "rb") as file:
-            now = file.read()
-    except OSError:
-        notes.append(f"{line.name}: config {line.config_path} has gone, its copy is used: {frozen}")
+    used = os.path.join(job.folder, line.name, f"config_used{ending}")  # all that version 1.0.0 kept
+    frozen = os.path.join(job.folder, PLAN, line.frozen) if line.frozen else used
+    if not line.config_path or not os.path.isfile(frozen):
+        return ""
+    if not os.path.isfile(line.config_path):
+        job.notes.append(f"{line.name}: config {line.config_path} has gone, its copy is used: {frozen}")
         return frozen
-    is_same = same_code(before, now) if line.config_path.endswith(".py") else before == now
-    if is_same:
+    before, now = job.planner.read(frozen).source, job.planner.read(line.config_path).source
+    if before == now or same_code(before, now):
         return frozen
     if result.status is Status.COMPLETED:
-        notes.append(f"{line.name}: completed, but its config has changed since: {line.config_path}")
-        return frozen
-    if result.status in (Status.INTERRUPTED, Status.RUNNING):
-        notes.append(f"{line.name}: warning: {line.config_path} was edited; what was interrupted goes on with {frozen}")
-        return frozen
-    notes.append(f"{line.name}: takes up the edited {line.config_path}")
-    return ""
+        job.notes.append(f"{line.name}: completed, but its config has changed since: {line.config_path}")
+    elif result.status in (Status.INTERRUPTED, Status.RUNNING):
+        told = f"warning: {line.config_path} was edited; what was interrupted goes on with {frozen}"
+        job.notes.append(f"{line.name}: {told}")
+    else:
+        job.notes.append(f"{line.name}: takes up the edited {line.config_path}")
+        return ""
+    return frozen
 
 
-def wait_for_trainings(stored: StoredBatch, folder: str, options: Options) -> None:
+def wait_for_trainings(stored: StoredBatch, options: Options) -> None:
     """A training of a dead runner may still be about to end, by the hand of its guardian. Raises UsageError where one
     lives on."""
-    patience = 3 * min(options.grace, 60.0) + TERM_GAP + GIVE_UP
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + 3 * min(options.grace, 60.0) + TERM_GAP + GIVE_UP
     for name, result in stored.results.items():
         if result.status in (Status.COMPLETED, Status.PENDING):
             continue  # neither has a training
-        metadata = read_own(os.path.join(folder, name), METADATA)
+        metadata = read_own(os.path.join(stored.folder, name), METADATA)
         while is_alive_here(metadata):
             if time.monotonic() > deadline:
                 pid = metadata["pid"]
@@ -6396,108 +6195,54 @@ def wait_for_trainings(stored: StoredBatch, folder: str, options: Options) -> No
 
 
 def is_alive_here(metadata: Mapping[str, Any]) -> bool:
-    pid, started = metadata.get("pid"), metadata.get("pid_started")
-    is_pid = isinstance(pid, int) and 1 < pid < 1 << 31
-    if not isinstance(pid, int) or not is_pid or metadata.get("hostname") != os.uname().nodename:
+    pid = metadata.get("pid")
+    if not isinstance(pid, int) or not 1 < pid < 1 << 31 or metadata.get("hostname") != os.uname().nodename:
         return False
     now = started_at(pid)
-    return now == started if now else bool(Group(pid).members())
-
-
-def resumed_head(stored: StoredBatch, options: Options, folder: str, argv: Sequence[str], total: int) -> dict[str, Any]:
-    head = {key: value for key, value in stored.summary.items() if key not in ("git", "stopped_because")}
-    resumes = head.get("resumes")
-    resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
-    head.update(experiment_dir=folder, state="running", end_time=None, train_script=options.train_script)
-    head.update(options=plan_options(options), working_directory=os.getcwd(), total_experiments=total)
-    head.update(hostname=os.uname().nodename, **python_facts())
-    head.update(resumes=[*(resumes if isinstance(resumes, list) else []), resume])
-    return head
-
-
-def resumed_results(
-    stored: StoredBatch, plan: Sequence[Experiment], folder: str, to_run: Collection[str]
-) -> dict[str, Result]:
-    """The results so far, in the order of the plan."""
-    results = {}
-    for name, fresh in first_results(plan, folder).items():
-        result = results[name] = stored.results[name]
-        keys = ["config_path", "experiment_dir", "log_files", "settings", "max_iters"]
-        keys += ["overrides"] if name in to_run else []
-        for key in keys:
-            setattr(result, key, getattr(fresh, key))
-    return results
-
-
-# ---- looking
+    return now == metadata.get("pid_started") if now else bool(Group(pid).members())
 
 
 def show_batches(options: Options) -> int:
     """--status and --report: batches as their files tell them, whether they run, are finished or their runner died."""
-    patterns = options.status if options.status is not None else options.report
-    folders = batches_named(patterns or [newest_batch(options.base_out_dir)])
-    stored = [read_batch(folder) for folder in folders]
+    named = [*(options.status or ()), *(options.report or ())]
+    stored = [read_batch(folder) for folder in batches_named(named or [options.base_out_dir])]
     sources = [PageSource(each.folder, each.summary, list(each.results.values())) for each in stored]
-    for source in sources:
-        for result in source.results:
-            add_last_line(result)
     if options.report is not None:
-        place = folders[0] if len(folders) == 1 else os.path.commonpath(list(map(os.path.abspath, folders)))
+        place = os.path.relpath(os.path.commonpath([os.path.abspath(each.folder) for each in stored]))
         try:
-            path = write_report(os.path.relpath(place) if len(folders) > 1 else place, sources, {})
+            print_whole([write_report(place, sources, {})])
         except OSError as error:
             raise UsageError(f"can't write the report: {place}: {error.strerror}") from None
-        print_whole([path])
     elif options.json:
         print_whole([json.dumps(status_json(sources))])
     else:
-        notes = [note for each in stored for note in each.notes]
-        print_whole([*notes, *status_lines(sources)])
+        print_whole(itertools.chain(*(each.notes for each in stored), status_lines(sources)))
     return 0
 
 
-def batches_named(patterns: Sequence[str]) -> list[str]:
+def batches_named(patterns: Iterable[str]) -> list[str]:
     """The batches that directories and quoted patterns name; of a directory of batches the newest one."""
-    folders: dict[str, None] = {}
-    for pattern in patterns:
-        matches = sorted(glob.glob(pattern), key=natural) if not os.path.isdir(pattern) else [pattern]
-        if not matches:
-            raise UsageError(f"no batch there: {pattern}")
-        for path in matches:
-            is_batch = looks_like_batch(path) or not batches_in(path)
-            folders[path if is_batch else newest_batch(path)] = None
-    return list(folders)
-
-
-def add_last_line(result: Result) -> None:
-    """Of a running trainer that prints no step its last line is what there is to show."""
-    if result.status is Status.RUNNING and result.metrics.step is None:
-        reader = LineReader()
-        reader.read(read_tail(os.path.join(result.experiment_dir, LOGS["stdout"]), 4096).replace(b"\r", b"\n"))
-        result.last_line = reader.last_line()
+    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern), key=natural) or [pattern]]
+    return list(dict.fromkeys(path if looks_like_batch(path) else newest_batch(path) for path in paths))
 
 
 def status_json(sources: Sequence[PageSource]) -> dict[str, Any]:
     """What --json prints: of one batch its summary, of several the list of them, and a row for each experiment."""
     results = joined_results(sources)
-    told: dict[str, Any] = {}
+    summaries = [source.summary for source in sources]
     if len(sources) == 1:
-        told.update(sources[0].summary)
-        told["eta_seconds"] = batch_left(results, slot_count(sources[0].summary))
+        told = {**summaries[0], "eta_seconds": batch_left(results, slot_count(summaries[0]))}
     else:
-        summaries = [source.summary for source in sources]
-        told.update(state=joint_state(sources), batches=summaries, notes=shard_notes(summaries))
-    groups = [vars(group) for group in seed_groups(results)]
+        told = {"state": joint_state(sources), "batches": summaries, "notes": shard_notes(summaries)}
+    groups = list(map(vars, seed_groups(results)))
     return {**told, **count_statuses(results), "experiments": rows_of(results), "groups": groups}
 
 
 def status_lines(sources: Sequence[PageSource]) -> list[str]:
-    lines = []
-    for source in sources:
-        lines += batch_lines(source)
+    results, width = joined_results(sources), terminal_width()
+    lines = [line for source in sources for line in batch_lines(source)]
     if len(sources) > 1:
         lines += shard_notes([source.summary for source in sources])
-    results, width = joined_results(sources), terminal_width()
     return [*lines, *table(results, width), *group_lines(seed_groups(results), width)]
 
 
@@ -6522,7 +6267,10 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
             os.open(os.devnull, os.O_RDWR)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
-        return run_mode(parse(words), words)
+        given = parse(words)
+        if "status" in given or "report" in given:
+            return show_batches(Options(**given))
+        return resume_batch(given, words) if "resume" in given else new_batch(given, words)
     except UsageError as error:
         print_error(str(error))
         return 2
@@ -6531,19 +6279,6 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         return 75
     except KeyboardInterrupt:
         return 130
-
-
-def run_mode(given: dict[str, Any], words: Sequence[str]) -> int:
-    modes = [f"--{name}" for name in ("resume", "status", "report", "configs") if name in given]
-    if len(modes) > 1:
-        raise UsageError(f"{modes[1]}: not allowed with {modes[0]}")
-    if given.get("json") and "status" not in given:
-        raise UsageError("--json: only with --status")
-    if "--status" in modes or "--report" in modes:
-        return show_batches(Options(**given))
-    if "--resume" in modes:
-        return resume_batch(given, words)
-    return new_batch(given, words)
 
 
 if __name__ == "__main__":

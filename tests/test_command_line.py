@@ -91,7 +91,7 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "a.py", "--sweep"], ["--sweep"]),
     (["--configs", "a.py", "--sweep", "seed"], ["--sweep", "seed"]),
     (["--configs", "a.py", "--sweep", "seed=1,,2"], ["--sweep", "seed=1,,2"]),
-    (["--configs", "a.py", "--sweep", "a-b=1,2"], ["--sweep", "a-b=1,2"]),
+    (["--configs", "a.py", "--sweep", "a-b=1,2"], ["a-b"]),
     (["--configs", "a.py", "--sweep", "seed=1,x"], ["--seed", "'x'"]),
     (["--configs", "a.py", "--sweep", "sede=1,2"], ["sede", "'seed'"]),
     (["--configs", "a.py", "--sweep", "seed=1,2", "--seed", "3"], ["--seed", "--sweep"]),

@@ -77,6 +77,17 @@ class LinesTest(unittest.TestCase):
         news = told("step 100: loss 2.0\nEpoch 1: val_loss 1.5\n")
         self.assertEqual((news.metrics.step, news.metrics.best_step), (100, 100))
 
+    def test_objects(self) -> None:
+        for line, expected in (
+            ("{'loss': '0.5', 'grad_norm': '1.2', 'epoch': '1.0'}", (1, 0.5, None)),
+            ('INFO {"metrics": {"loss": 2.5}, "step": 7}', (7, 2.5, None)),
+            ('{"train": {"loss": 2.0}, "val": {"loss": 3.0}, "step": 5}', (5, 2.0, None)),
+            ('{"level": "INFO", "text": "val loss: 9", "step": 3, "val_loss": 2.5},', (3, None, 2.5)),
+            ('{"step": 3, "loss": null}', (None, None, None)),
+        ):
+            with self.subTest(line=line):
+                self.assertEqual(losses(line + "\n"), expected)
+
     def test_nan_and_inf(self) -> None:
         for line in ("step 5: loss nan", "step 5 loss=NaN", '{"step": 5, "loss": NaN}', "{'step': 5, 'loss': nan}"):
             with self.subTest(line=line):
@@ -170,23 +181,11 @@ class ReaderTest(unittest.TestCase):
             [r"^T (?P<step>\d+)/(?P<total>\d+) (?P<train_loss>\S+)", r"V=(?P<val_loss>\S+)"]
         )
         news = told("T 5/9 2.5\n\nV=1.5\nstep 9: train loss 1, val loss 1\n", patterns=patterns)
-        self.assertEqual(news.metrics, runner.Metrics(5, 2.5, 1.5, 1.5, None, 5, None, None))
+        self.assertEqual(news.metrics, runner.Metrics(5, 2.5, 1.5, 1.5, 5, 5, None, None))
         for text, why in (("(", "regular"), ("(?P<x>.)", "unknown group"), (r"(?P<step>\d)", "no group")):
             with self.assertRaisesRegex(ValueError, why) as caught:
                 runner.compile_metrics([text])
             self.assertNotIn("\n", str(caught.exception))
-
-    def test_a_whole_log(self) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "stdout.log")
-            with open(path, "wb") as file:
-                file.write(
-                    b"step 1: train loss 9, val loss 9\n" + b"." * 200_000 + b"\riter 2: loss 3\rstep 3 loss 2.5"
-                )
-            reader = runner.LineReader()
-            runner.read_log(path, reader, 10)
-            self.assertEqual(reader.take().metrics, runner.Metrics(3, 2.5, None, None, None, 2, 1, None))
-            runner.read_log(os.path.join(folder, "none"), reader)
 
 
 class CurveTest(unittest.TestCase):
