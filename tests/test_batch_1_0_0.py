@@ -86,9 +86,9 @@ class OldBatchTest(RunnerCase):
             self.log("stopped").splitlines()[-2:],
             [b"resuming from step 10", b"step 20: train loss 2.0000, val loss 2.1000"],
         )
+        self.assertGreater(self.result("stopped")["total_seconds"], old["results"]["stopped"]["duration_seconds"])
         self.assertTrue((self.folder / "broken" / "attempt_1" / "stderr.log").exists())
 
-    @unittest.expectedFailure  # reported: see the helper's patch
     def test_its_resume_freezes_each_config_under_its_own_file_name(self) -> None:
         for name in ("missing.txt", "go"):
             self.go(name)

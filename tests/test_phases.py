@@ -47,6 +47,9 @@ class FakeGroup(Group):
     def kill(self) -> None:
         self.signal(KILL)
 
+    def remember_strays(self) -> None:
+        pass  # it has none
+
     def end(self, code: int = 0) -> None:
         """The leader ends; the others live on."""
         self.exit = self.exit or Exit(code, 0.0, 0)
