@@ -1,0 +1,2 @@
+learning_rate = 2e-3
+pauses = True
