@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import sys
 from typing import Any
 
@@ -275,6 +277,15 @@ class SeedsTest(RunnerCase):
         self.assertEqual(groups["a__n_embd_4"]["settings"], {"n_embd": 4})
         page = (self.batch() / "report.html").read_text()
         self.assertIn("1.2000 ± 0.1000", page)
+
+    def test_configs_of_which_nothing_is_known_are_groups_of_their_own(self) -> None:
+        for name in ("a.yaml", "b.yaml"):
+            (self.dir / name).write_text("lr: 1\n")
+        program = "import sys; print('step 1: val loss', len(sys.argv[1]) + len(sys.argv[2]))"
+        command = f"{sys.executable} -c {shlex.quote(program)} {{config}} {{overrides}}"
+        args = ["--command", command, "--configs", "a.yaml", "b.yaml", "--sweep", "seed=1,2"]
+        out = self.forked(*args).stdout
+        self.assertEqual(re.findall(r"(?m)^(\w+) +2 of 2 ", out), ["a", "b"])
 
     def test_one_completed_run_has_no_deviation_and_a_batch_without_a_seed_no_groups(self) -> None:
         self.strict_trainer("seed = 0\nlr = 1.0\n", "print('step 1: train loss 1.0, val loss 2.0')\nassert seed == 1")

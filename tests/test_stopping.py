@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 from typing import Any
 
@@ -236,13 +235,11 @@ class AutoSignalTest(StoppingCase):
         self.assert_nothing_runs()
         self.assertEqual((self.saved("slow"), self.saved("cleans_up")), ("TERM", "KeyboardInterrupt"))
 
-    @unittest.expectedFailure
     def test_a_wrapper_that_becomes_the_trainer_is_asked_as_the_trainer(self) -> None:
         codes = {"handles_term": HANDLES_TERM, "cleans_up": CLEANS_UP}
         expected = {"handles_term": "TERM", "cleans_up": "KeyboardInterrupt"}
         self.assertEqual(self.behind("nice PYTHON", codes), expected)
 
-    @unittest.expectedFailure
     def test_a_wrapper_in_a_command_template_does_not_hide_that_the_training_handles_term(self) -> None:
         (self.dir / "wrapper.sh").write_text('"$@"\necho "wrapper: $?"\n')
         self.training("one", HANDLES_TERM)
@@ -434,7 +431,6 @@ class MessageTest(StoppingCase):
                 self.assertEqual((first.returncode, again.returncode), (1, 0), f"{line}\n{again.stderr}")
                 self.assertIn("1 completed", again.stdout)
 
-    @unittest.expectedFailure
     def test_the_line_to_continue_names_the_python_of_an_environment_that_is_not_active(self) -> None:
         self.config("one", "sys.exit(3)")
         bin_dir = self.dir / "env" / "bin"
