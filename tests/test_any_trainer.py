@@ -189,36 +189,33 @@ class TemplateTest(RunnerCase):
     def test_what_would_be_dropped_or_means_nothing_is_a_usage_error(self) -> None:
         self.config("a")
         self.config("train")
-        cases = [
-            (["x {conf}", "--configs", "a.py"], "--command holds {conf}"),
-            (["x {config", "--configs", "a.py"], "--command holds {"),
-            (["x a{overrides}"], "{overrides} within a word"),
+        cases = [  # (what stands behind --command, what the one line says)
+            (["x {conf}", "--configs", "a.py"], r"\{conf\}"),
+            (["x {config", "--configs", "a.py"], r"--command holds \{"),
+            (["x a{overrides}"], r"\{overrides\} within a word"),
             (["x 'open"], "can't be split"),
-            ([""], "no configs"),
-            (["   "], "--command is empty"),
-            (["x {dir}", "--lr=1"], "--lr would be dropped"),
-            (["x {dir}", "--sweep", "lr=1,2"], "--sweep would be dropped"),
-            (["x {dir}", "--devices", "a,b"], "--devices would be dropped"),
-            (["x {device}"], "name the --devices"),
-            (["x {dir}", "--configs", "a.py"], "--configs would be dropped"),
-            (["x {config}"], "no configs"),
-            (["x {dir}", "--launcher", "srun"], "--launcher: not allowed with --command"),
-            (["x {dir}", "--train_script", "train.py"], "--train_script: not allowed with --command"),
-            (["x {dir}", "--", "--more"], "write them into the --command"),
-            (["no-such-program {dir}"], "--command not found: no-such-program"),
-            (["true {dir}", "--continue_with", "--from {what}"], "--continue_with holds {what}"),
-            (["true {dir}", "--metrics", "("], "not a regular expression: ("),
-            (
-                ["true {dir}", "--metrics", "(?P<val_loss>.)(?P<acc>.)"],
-                "unknown group in (?P<val_loss>.)(?P<acc>.): acc",
-            ),
-            (["true {dir}", "--metrics", r"step (?P<step>\d+)"], "no group (?P<train_loss>...) or (?P<val_loss>...)"),
+            ([""], ""),
+            (["   "], "empty"),
+            (["x {dir}", "--lr=1"], r"\{overrides\}.*--lr"),
+            (["x {dir}", "--sweep", "lr=1,2"], r"\{overrides\}.*--sweep"),
+            (["x {dir}", "--devices", "a,b"], r"\{device\}.*--devices"),
+            (["x {device}"], r"\{device\}.*--devices"),
+            (["x {dir}", "--configs", "a.py"], r"\{config\}.*--configs"),
+            (["x {config}"], "--configs"),
+            (["x {dir}", "--launcher", "srun"], "--launcher.*: not allowed with --command"),
+            (["x {dir}", "--train_script", "train.py"], "--train_script.*: not allowed with --command"),
+            (["x {dir}", "--", "--more"], "--more"),
+            (["no-such-program {dir}"], "not found: no-such-program"),
+            (["true {dir}", "--continue_with", "--from {what}"], r"--continue_with.*\{what\}"),
+            (["true {dir}", "--metrics", "("], r"not a regular expression: \("),
+            (["true {dir}", "--metrics", "(?P<val_loss>.)(?P<acc>.)"], r"unknown group in \(\?P<val_loss>.*: acc"),
+            (["true {dir}", "--metrics", r"step (?P<step>\d+)"], r"no group .*train_loss.*val_loss"),
         ]
         for words, expected in cases:
             with self.subTest(words=words):
                 done = self.forked("--command", *words, expect=None)
                 self.assertEqual((done.returncode, done.stdout), (2, ""), done.stderr)
-                self.assertIn(expected, done.stderr)
+                self.assertRegex(done.stderr, "^error: .*" + expected)
                 self.assertEqual(done.stderr.count("\n"), 1)
         self.assertFalse((self.dir / "experiments").exists())
 
@@ -435,9 +432,9 @@ class FirstLooksTest(RunnerCase):
     def test_of_one_it_is_said_in_the_singular(self) -> None:
         self.config("a", "live_on()")
         self.config("b", "live_on()")
-        out = self.forked("--configs", "[ab].py", "--timeout", "0.3", "--jobs", 2, expect=1).stdout
+        out = self.forked("--configs", "[ab].py", "--timeout", "0.1", "--jobs", 2, expect=1).stdout
         self.assertIn("\n2 timeouts\n", out)
-        out = self.forked("--configs", "a.py", "--timeout", "0.3", expect=1).stdout
+        out = self.forked("--configs", "a.py", "--timeout", "0.1", expect=1).stdout
         self.assertIn("\n1 timeout\n", out)
 
 
