@@ -56,7 +56,7 @@ from typing import Any, Callable, NoReturn, Optional, Protocol, TypeVar, Union
 __version__ = "2.0.0"
 
 if sys.version_info < (3, 9):  # noqa: UP036 - who has an older one is told so here
-    sys.stderr.write("error: this Python is too old: %d.%d; Python 3.9 or newer is needed\n" % sys.version_info[:2])
+    sys.stderr.write("error: this Python is too old: {}.{}; Python 3.9 or newer is needed\n".format(*sys.version_info))
     sys.exit(2)
 
 GRACE = 10.0  # seconds between the stop signal and KILL, unless --grace says otherwise
@@ -224,6 +224,8 @@ def count_statuses(results: Iterable[Result]) -> dict[str, int]:
     """How many experiments have each status, by its key in the summary."""
     times = Counter(each.status for each in results)
     return {key: times[status] for status, key in COUNT_KEYS.items()}
+
+
 # --------------------------------------------------------------------------------------------------- words
 # Values as people read them, and names that are safe: texts in, texts out.
 
@@ -339,6 +341,8 @@ def clean_name(text: str) -> str:
 
 def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
 # ------------------------------------------------------------------------------------------------- trainer
 # What the training script and the configs set, read with ast and never run, and how a value must be written so that
 # nanoGPT's configurator.py takes it. Knows no batches and no experiments.
@@ -645,6 +649,8 @@ def plain_value(form: str, strict: bool) -> Any:
     is_number = isinstance(value, (bool, int, float)) and repr(value) == form
     is_text = isinstance(value, str) and strict
     return value if is_number or is_text else form
+
+
 # ---------------------------------------------------------------------------------------------------- plan
 # Which experiments there are, under which names, and the command of each. Lists configs; knows no batch's directory and
 # no processes.
@@ -1023,6 +1029,8 @@ def check_template(options: Options) -> None:
         raise UsageError(f"no configs for the {{config}} of --command: {options.command}; name them with --configs")
     if "{device}" in options.command and not options.devices:
         raise UsageError(f"--command holds {{device}}: {options.command}; name the --devices")
+
+
 # -------------------------------------------------------------------------------------------------- output
 # What a training's output and its directory tell: metrics, errors and hints, checkpoints, curves. Bytes and files in,
 # facts out. Knows nothing of processes, batches and screens.
@@ -1363,7 +1371,7 @@ HINTS = {  # what the error or the end of stderr says: the remedy
     ),
     "Unknown config key": "the trainer does not know this setting: see the assignments at its top",
     r'(?m)"<string>", line \d+, in <module>\n(?: .*\n)*AssertionError *$': "a value's type is not that of its default",
-    "SIGKILL": "killed from outside, perhaps for lack of memory (see dmesg): try a smaller --batch_size",
+    "SIGKILL": "killed from outside, perhaps by the out-of-memory killer (see dmesg): try a smaller --batch_size",
 }
 
 
@@ -1545,6 +1553,8 @@ class Curve:
     def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
         """The [step, loss] that the page draws."""
         return {"val": self.val.drawn(spans), "train": self.train.drawn(spans)}
+
+
 # --------------------------------------------------------------------------------------------------- store
 # The batch on disk: where its files are, how they are written so that a crash leaves the old or the new one, and what
 # they tell when they are read back. It must not know of processes and views.
@@ -1667,8 +1677,8 @@ def read_float(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else only(int, float)(value)
 
 
-def read_texts(value: Any) -> Any:
-    return list(map(only(str), only(list)(value)))
+def are_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
 
 
 READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fields
@@ -1676,7 +1686,7 @@ READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fie
     "int": only(int),
     "bool": only(bool),
     "float": read_float,
-    "list[str]": read_texts,
+    "list[str]": lambda value: only(list)(value if are_texts(value) else None),
     "list[Any]": only(list),
     "dict[str, str]": only(dict),
     "dict[str, Any]": only(dict),
@@ -1730,8 +1740,8 @@ def free_bytes(folder: str) -> int:
 # ---- the batch's directory, and who holds it
 
 
-def create_folder(base: str) -> tuple[str, str]:
-    """A new directory for a batch, `latest` pointing to it, and what is wrong with that link, if anything.
+def create_folder(base: str) -> tuple[str, list[str]]:
+    """A new directory for a batch, `latest` pointing to it, and notes of what is wrong with that link.
 
     Raises UsageError where the directory can't be made."""
     stem = folder = os.path.join(base, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
@@ -1747,8 +1757,7 @@ def create_folder(base: str) -> tuple[str, str]:
     return folder, point_latest(base, folder)
 
 
-def point_latest(base: str, folder: str) -> str:
-    """Returns what is wrong, where the link can't be set."""
+def point_latest(base: str, folder: str) -> list[str]:
     latest = os.path.join(base, "latest")
     link = os.path.join(base, f".latest.{os.getpid()}")
     try:
@@ -1756,8 +1765,8 @@ def point_latest(base: str, folder: str) -> str:
         os.replace(link, latest)
     except OSError as error:  # a copied batch may have made a directory of it
         remove_tree(link)
-        return f"'latest' can't be set to this batch: {latest}: {error.strerror}"
-    return ""
+        return [f"'latest' can't be set to this batch: {latest}: {error.strerror}"]
+    return []
 
 
 def hold_batch(folder: str) -> Optional[int]:
@@ -1938,25 +1947,26 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
     """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
     if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
-    plan, notes = read_plan(folder), []
+    plan, notes, results = read_plan(folder), [], {}
     try:
-        summary, results = read_summary(folder)
+        summary, stored = read_summary(folder)
     except ValueError as error:
         if plan is None:
             raise UsageError(f"summary is damaged: {error}") from None
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
-        summary, results = {}, {}
-    plan = plan or PlanFile({}, lines_of(results))
+        summary, stored = {}, {}
+    plan = plan or PlanFile({}, lines_of(stored))
     summary = summary or plan.head
     held = is_held(folder) if held is None else held
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
     for line in plan.experiments:
-        result = results.setdefault(line.name, Result(config_name=line.name, config_path=line.config_path))
+        place = os.path.join(folder, line.name)
+        result = stored.get(line.name, Result(config_name=line.name, config_path=line.config_path))
         if result.status is not Status.COMPLETED and summary.get("state") != "finished":
-            results[line.name] = catch_up(result, os.path.join(folder, line.name), held)
-    for result in results.values():
-        relocate(result, os.path.join(folder, result.config_name))
+            result = catch_up(result, place, held)
+        relocate(result, place)
+        results[line.name] = result
     return StoredBatch(folder, summary, results, plan, notes)
 
 
@@ -2152,6 +2162,8 @@ def reflink(path: str, copy: str) -> bool:
         fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
         return True
     return False
+
+
 # ------------------------------------------------------------------------------------------------- process
 # A training as the operating system sees it: its group, its streams, the steps to its end, and who looks after it
 # when the runner is killed. It must not know of batches, results or consoles: it is given descriptors and callables.
@@ -3149,6 +3161,8 @@ def end_all(wards: Sequence[Ward], rules: StopRules) -> None:
         for each in endings:
             each.step(now)
         endings = [each for each in endings if not each.given_up and each.group.members()]
+
+
 # --------------------------------------------------------------------------------------------------- views
 # What people see of results: rows, the table, the time that is left, the lines on a console. Nothing here decides, and
 # nothing that a console does (blocks, closes, is gone) may reach the loop.
@@ -3596,6 +3610,8 @@ def terminal_size() -> tuple[int, int]:
     except OSError:
         columns, rows = 0, 0
     return columns or 80, rows or 24
+
+
 # ---------------------------------------------------------------------------------------------------- page
 # report.html: the template and what fills it, from data to HTML text. Nothing here reads or writes a file. Every text
 # may come from a stranger's config, so it is escaped where it enters the HTML; the script gets it as JSON only.
@@ -5589,6 +5605,8 @@ def open_logs(folder: str) -> dict[str, Log]:
             log.close()
         raise
     return logs
+
+
 # -------------------------------------------------------------------------------------------- command line
 # From words to what is done: the parser, the checks of what was asked for, the modes.
 
@@ -5704,10 +5722,16 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
 OPTIONS = {name: how for group in GROUPS.values() for name, how in group.items()}
 SETTINGS = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
 DASHED = ("--command", "--continue_with", "--launcher", "--metrics")  # their values may look like options
-SLOTS = [("device", "devices"), ("jobs", "devices"), ("device", "gpus"), ("jobs", "gpus"), ("devices", "gpus")]
-MODES = ("resume", "status", "report", "configs")
-NOT_TOGETHER = [*itertools.combinations(MODES, 2), ("sweep", "resume"), *SLOTS]
-ONLY_WITH = [("json", "status"), ("again", "resume")]
+NOT_WITH = {
+    "configs": ("resume", "status", "report"),
+    "sweep": ("resume", "status", "report"),
+    "resume": ("status", "report"),
+    "status": ("report",),
+    "gpus": ("devices", "jobs", "device"),  # as many run at a time as there are GPUs for
+    "jobs": ("devices",),  # which gives one slot to each device
+    "device": ("devices",),
+}
+ONLY_WITH = {"json": "status", "again": "resume"}
 
 
 def build_parser() -> Parser:
@@ -5732,26 +5756,10 @@ def build_parser() -> Parser:
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
-    """What a command line gives, by the names of Options; an option that is not the runner's is a setting of the
-    trainer. Raises UsageError."""
+    """What a command line gives, by the names of Options. Raises UsageError."""
     words = list(argv)
     end = words.index("--") if "--" in words else len(words)
-    is_free = any(word.partition("=")[0] == "--command" for word in words[:end])
-    rest = deque(words[:end])
-    own: list[str] = []
-    overrides: dict[str, str] = {}
-    while rest:
-        word = rest.popleft()
-        name, equals, value = word[2:].partition("=")
-        if not word.startswith("--") or name in ("help", "version", *OPTIONS):
-            is_open = word in DASHED and rest
-            own.append(f"{word}={rest.popleft()}" if is_open else word)
-            continue
-        if not name.isidentifier() and not is_free:
-            raise UsageError(f"not an option, and no setting's name: --{name}{suggestion(name, USUAL)}")
-        overrides[name] = value if equals else next_value(name, rest)
-        if name in USUAL and not is_free:
-            check_usual(name, overrides[name])
+    own, overrides = take_settings(words[:end])
     given = vars(build_parser().parse_args(own))
     if overrides:
         given["overrides"] = overrides
@@ -5761,6 +5769,30 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
         given["trainer_args"] = words[end + 1 :]
     check_together(given)
     return given
+
+
+def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The words for the runner, and the settings of the trainer: each option that is not the runner's is one."""
+    is_free = any(word.startswith("--command") for word in words)
+    rest = deque(words)
+    own: list[str] = []
+    overrides: dict[str, str] = {}
+    while rest:
+        word = rest.popleft()
+        name, equals, value = word[2:].partition("=")
+        if value == "--":  # argparse drops it
+            raise UsageError(f"--{name}: not a value: --")
+        if word in DASHED and rest:
+            own.append(f"{word}={rest.popleft()}")
+        elif not word.startswith("--") or name in ("help", "version", *OPTIONS):
+            own.append(word)
+        else:
+            if not name.isidentifier() and not is_free:
+                raise UsageError(f"not an option, and no setting's name: --{name}{suggestion(name, USUAL)}")
+            overrides[name] = value if equals else next_value(name, rest)
+    if not is_free:
+        check_usual(overrides)
+    return own, overrides
 
 
 def next_value(key: str, rest: deque[str]) -> str:
@@ -5783,22 +5815,21 @@ def joined_sweep(pairs: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]
     return sweep
 
 
-def check_usual(key: str, text: str) -> None:
-    """By the name that the user knows: the trainer's own may be another one."""
-    try:
-        trainer_form(text, USUAL[key], True)
-    except ValueError as wanted:
-        raise UsageError(f"--{key} wants {wanted}, not {text!r}; see --help") from None
+def check_usual(overrides: Mapping[str, str]) -> None:
+    """By the names that the user knows: the trainer's own may be others."""
+    for key in overrides.keys() & USUAL.keys():
+        try:
+            trainer_form(overrides[key], USUAL[key], True)
+        except ValueError as wanted:
+            raise UsageError(f"--{key} wants {wanted}, not {overrides[key]!r}; see --help") from None
 
 
 def check_together(given: Mapping[str, Any]) -> None:
-    swept = ",".join(given.get("sweep", ())).split(",")
-    has_device = "device" in (*given.get("overrides", ()), *swept)
-    names = {*given, "device"} if has_device else set(given)
-    for one, other in NOT_TOGETHER:
-        if {one, other} <= names:
-            raise UsageError(f"--{other}: not allowed with --{one}")
-    for one, other in ONLY_WITH:
+    names = {*given, *given.get("overrides", ()), *",".join(given.get("sweep", ())).split(",")}
+    for one, others in NOT_WITH.items():
+        if one in names and names & set(others):
+            raise UsageError(f"--{one}: not allowed with --{' or --'.join(others)}")
+    for one, other in ONLY_WITH.items():
         if one in names and other not in names:
             raise UsageError(f"--{one}: only with --{other}")
 
@@ -5827,9 +5858,9 @@ def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job
         options.train_script = default_script()
         notes.append(f"the training script is {options.train_script}: there is no {Options().train_script}")
     planner = Planner(read_trainer(options))
-    for key in (
-        given.keys() & OPTIONS.keys() & planner.script.settings.keys() - {*MODES, "sweep"}
-    ):  # nobody could tell which is meant
+    modes = {"resume", "status", "report", "configs", "sweep"}
+    # An option of this name: nobody could tell which is meant.
+    for key in given.keys() & OPTIONS.keys() & planner.script.settings.keys() - modes:
         told = f"is an option of the runner and a setting of {planner.script.path}"
         raise UsageError(f"--{key} {told}; the trainer's is reached behind a bare --: -- --{key}=VALUE")
     check(options, planner)
@@ -5863,13 +5894,15 @@ def check(options: Options, planner: Planner) -> None:
 def find_slots(options: Options) -> list[Slot]:
     """Raises UsageError where there are too few GPUs for what is asked for."""
     is_auto = options.devices == ["auto"]
-    gpus = all_gpus() if is_auto or options.gpus else []
+    if not is_auto and not options.gpus:
+        return slots_of(options)
+    gpus = all_gpus()
+    if len(gpus) < (options.gpus or 1):
+        wanted = f"--gpus {options.gpus}" if options.gpus else "--devices auto"
+        found = count_of(len(gpus), "GPU")
+        raise UsageError(f"{wanted}: only {found} found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu")
     if is_auto:
         options.devices = [f"cuda:{index}" for index in range(len(gpus))]
-    least = options.gpus or int(is_auto)
-    if len(gpus) < least:
-        found = f"{count_of(len(gpus), 'GPU')} found by nvidia-smi and CUDA_VISIBLE_DEVICES"
-        raise UsageError(f"{found}, {least} wanted by --devices auto or --gpus; try --device cpu")
     return slots_of(options, gpus)
 
 
@@ -5931,18 +5964,15 @@ def facts_of(job: Job) -> dict[str, Any]:
 def choose_launched(job: Job) -> dict[str, bytes]:
     """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
     get the original, or its copy where it has gone. Returns what is to be frozen."""
-    script = job.planner.script
+    script, read = job.planner.script, job.planner.read
     for each in job.plan:
         each.source = each.source or each.config
-    readings = {each.source: job.planner.read(each.source) for each in job.plan if each.source}
-    sources = {path: found.source for path, found in readings.items() if found.source or not found.problem}
+        each.launched_config = each.config
+    sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
     names = frozen_names(job.folder, sources)
     for each in job.plan:
-        each.launched_config = each.config
-        if each.problem or each.source not in sources:
-            continue
-        is_bound = not script.strict or script.uses_file or readings[each.source].uses_file
-        if not is_bound or not os.path.exists(each.config):
+        is_bound = not script.strict or script.uses_file or read(each.source).uses_file
+        if each.source in names and (not is_bound or not os.path.exists(each.config)):
             each.launched_config = os.path.join(job.folder, PLAN, names[each.source])
     return sources
 
@@ -5967,9 +5997,10 @@ def show_job(job: Job) -> int:
     choose_launched(job)
     lines = [f"# {clean(note)}" for note in job.notes]
     free = itertools.cycle(job.slots)
+    to_run = set(job.to_run)
     runs = 0
     for each in job.plan:
-        if each.name not in job.to_run:
+        if each.name not in to_run:
             lines.append(f"# {each.name}: {'diverged' if job.results[each.name].diverged else 'completed'}, left alone")
         elif each.problem:
             lines.append(f"# {each.name}: fails, {clean(each.problem)}")
@@ -6006,14 +6037,13 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     job.notes += dict.fromkeys(
         f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)
     )
-    start = datetime.now().strftime("%Y%m%d_%H%M%S")
     if options.dry_run:
-        job.folder = os.path.join(options.base_out_dir, f"experiment_{start}")
+        job.folder = os.path.join(options.base_out_dir, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
         job.results = first_results(job.plan, job.folder, {})
         return show_job(job)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the batch is there to take them
-    job.folder, problem = create_folder(options.base_out_dir)
-    job.notes += [problem] if problem else []
+    job.folder, problems = create_folder(options.base_out_dir)
+    job.notes += problems
     job.results = first_results(job.plan, job.folder, {})
     head = {
         "timestamp": os.path.basename(job.folder)[len("experiment_") :],
@@ -6093,19 +6123,21 @@ def is_left(result: Result) -> bool:
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
-    kept = {"train_script": stored.summary.get("train_script", Options().train_script)}
+    script = stored.summary.get("train_script", Options().train_script)
     try:
-        kept.update(options_from_json(stored.summary.get("options", {}), stored.folder))
+        kept = options_from_json(stored.summary.get("options", {}), stored.folder)
+        kept = options_from_json({"train_script": script, **kept}, stored.folder)
         for key, value in kept.items():
             if isinstance(value, (int, float, str)) and value and "type" in OPTIONS[key]:
                 OPTIONS[key]["type"](str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise UsageError(f"summary is damaged: {error}") from None
     # Slots given now replace those of the plan, in whatever way either were given.
-    names = {*given, *given.get("overrides", ())}
-    for pair in SLOTS:
-        for key in set(pair) - names if names & set(pair) else ():
-            kept.pop(key, None)
+    if given.keys() & {"devices", "gpus", "jobs"}:
+        kept.pop("jobs", None)
+    if {"device", "devices", "gpus", "jobs"} & {*given, *given.get("overrides", ())}:
+        kept.pop("devices", None)
+        kept.pop("gpus", None)
     return Options(**{**kept, **given})
 
 
@@ -6145,13 +6177,18 @@ def plan_again(job: Job, stored: StoredBatch) -> None:
             job.to_run.append(line.name)
             job.plan.append(job.planner.experiment(line.name, line.config_path, now, line.sweep, source))
             continue
-        if result.diverged or now != own:
-            state = "diverged" if result.diverged else "completed"
-            job.notes.append(f"{line.name}: {state}, left alone; name it with --again to run it")
-        made = Experiment(line.name, line.config_path, own, line.sweep, source=source)
-        with contextlib.suppress(UsageError):  # the trainer may have changed
-            made = job.planner.experiment(line.name, line.config_path, own, line.sweep, source)
-        job.plan.append(made)
+        if result.diverged:
+            job.notes.append(f"{line.name}: diverged, left alone; override a setting, or name it with --again")
+        elif now != own:
+            job.notes.append(f"{line.name}: completed, left alone by what is overridden now; see --again")
+        job.plan.append(plan_unchanged(job.planner, line, own, source))
+
+
+def plan_unchanged(planner: Planner, line: PlannedExperiment, overrides: dict[str, str], source: str) -> Experiment:
+    """What isn't run is known as far as the trainer still knows it."""
+    with contextlib.suppress(UsageError):
+        return planner.experiment(line.name, line.config_path, overrides, line.sweep, source)
+    return Experiment(line.name, line.config_path, overrides, line.sweep, source=source)
 
 
 def choose_source(job: Job, line: PlannedExperiment, result: Result) -> str:
