@@ -60,7 +60,7 @@ if sys.version_info < (3, 9):  # noqa: UP036 - who has an older one is told so h
     sys.exit(2)
 
 GRACE = 10.0  # seconds between the stop signal and KILL, unless --grace says otherwise
-LOGS = {name: f"{name}.log" for name in ("stdout", "stderr", "combined")}
+LOGS = {"stdout": "stdout.log", "stderr": "stderr.log", "combined": "combined.log"}
 LINE_LIMIT = 1 << 16  # bytes of an unfinished line that are kept back from combined.log
 BLOCK = 1 << 17  # bytes read at a time from a stream or a log
 SUMMARY = "experiment_summary.json"
@@ -790,7 +790,7 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def shard(experiments: Sequence[Experiment], part: str) -> list[Experiment]:
+def take_shard(experiments: Sequence[Experiment], part: str) -> list[Experiment]:
     """Every N-th experiment, beginning with the I-th."""
     first, count = parse_shard(part)
     return list(experiments[first - 1 :: count])
@@ -1128,15 +1128,15 @@ def said_in_words(plain: bytes, line: bytes) -> Optional[Said]:
 
 def said_by(told: Mapping[str, Optional[bytes]], line: bytes) -> Optional[Said]:
     """What named values say; an epoch counts as the step where no other is told."""
-    step = number(int, told.get("step", told.get("epoch")))
-    train = number(float, told.get("train_loss", told.get("loss")))
-    val = number(float, told.get("val_loss"))
+    step = number_in(int, told.get("step", told.get("epoch")))
+    train = number_in(float, told.get("train_loss", told.get("loss")))
+    val = number_in(float, told.get("val_loss"))
     if or_else(train, val) is None:
         return None
     return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
 
 
-def number(kind: Callable[[bytes], Known], text: Optional[bytes]) -> Optional[Known]:
+def number_in(kind: Callable[[bytes], Known], text: Optional[bytes]) -> Optional[Known]:
     try:
         return kind(text or b"")
     except ValueError:
@@ -1343,7 +1343,7 @@ ROOT_CAUSE = re.compile(r"Root Cause[^\n]*\n(?:.*\n){0,4}? *rank *: (\d+).*\n *e
 # The frames, which stand farther in than the head, and the exception: its further lines stand in or follow a colon.
 TRACEBACK = re.compile(
     r"(?m)^([ \t]*)Traceback \(most recent call last\).*\n((?:\1[ \t].*\n|\n)*)"
-    r"\1((?!.*ChildFailedError)\S.*(?:(?:(?<=:)\n\1|\n\1[ \t]+)\S.*)*)"
+    r"\1((?!.*ChildFailedError|KeyboardInterrupt)\S.*(?:(?:(?<=:)\n\1|\n\1[ \t]+)\S.*)*)"
 )
 FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*(?:\n(?! *File)(.*))?')
 REFUSED = re.compile(r"(?m)^[Uu]sage: (?:.*\n)+?((?!srun|slurm)(?:[^:\n]{1,100}: )?[eE]rror: .+)")  # argparse, click
@@ -1375,7 +1375,7 @@ HINTS = {  # what the error or the end of stderr says: the remedy
 }
 
 
-def ending(return_code: int) -> tuple[Optional[str], str]:
+def end_in_words(return_code: int) -> tuple[Optional[str], str]:
     """The signal that ended a process, and its end in words."""
     told = signal_name(signal_in(return_code))
     if return_code < 0:
@@ -1661,7 +1661,7 @@ def in_words(value: Any) -> Any:
     return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-def only(*kinds: type) -> Callable[[Any], Any]:
+def a_value_of(*kinds: type) -> Callable[[Any], Any]:
     """A reader of values of these types; it raises ValueError for others, and for numbers beyond reason."""
 
     def read(value: Any) -> Any:
@@ -1674,7 +1674,7 @@ def only(*kinds: type) -> Callable[[Any], Any]:
 
 
 def read_float(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else only(int, float)(value)
+    return float(value) if value in ("nan", "inf", "-inf") else a_value_of(int, float)(value)
 
 
 def are_texts(value: Any) -> bool:
@@ -1682,16 +1682,16 @@ def are_texts(value: Any) -> bool:
 
 
 READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fields
-    "str": only(str),
-    "int": only(int),
-    "bool": only(bool),
+    "str": a_value_of(str),
+    "int": a_value_of(int),
+    "bool": a_value_of(bool),
     "float": read_float,
-    "list[str]": lambda value: only(list)(value if are_texts(value) else None),
-    "list[Any]": only(list),
-    "dict[str, str]": only(dict),
-    "dict[str, Any]": only(dict),
+    "list[str]": lambda value: a_value_of(list)(value if are_texts(value) else None),
+    "list[Any]": a_value_of(list),
+    "dict[str, str]": a_value_of(dict),
+    "dict[str, Any]": a_value_of(dict),
     "Status": Status,
-    "Metrics": lambda value: from_json(Metrics, only(dict)(value)),
+    "Metrics": lambda value: from_json(Metrics, a_value_of(dict)(value)),
 }
 
 
@@ -1860,15 +1860,16 @@ class PlanFile:
     experiments: list[PlannedExperiment]
 
 
-def frozen_names(folder: str, paths: Iterable[str]) -> dict[str, str]:
+def frozen_names(folder: str, paths: Iterable[str], plan: Iterable[Experiment]) -> dict[str, str]:
     """A name below plan/ for each config: its own, the second of two equal ones in a directory; what lies there
-    already keeps its name."""
+    already keeps its name, and what is read from config_used.py (a batch of 1.0.0) gets that of its original."""
+    originals = {each.source: each.config for each in plan}
     place = os.path.join(folder, PLAN)
     taken = {"plan.json"}
     names = {}
     for path in paths:
         numbers = itertools.count(2)
-        name = own = os.path.basename(path)
+        name = own = os.path.basename(originals.get(path, path))
         is_there = path.startswith(place + os.sep)
         while not is_there and (name.casefold() in taken or os.path.lexists(os.path.join(place, name))):
             name = os.path.join(str(next(numbers)), own)
@@ -1881,7 +1882,7 @@ def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes]
     """Write plan/: what each config holds, once, under its own file name, and plan.json; synced. Raises OSError.
 
     What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
-    names = frozen_names(folder, sources)
+    names = frozen_names(folder, sources, plan)
     for path, data in sources.items():
         target = os.path.join(folder, PLAN, names[path])
         if not os.path.exists(target):
@@ -1960,11 +1961,12 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
     held = is_held(folder) if held is None else held
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
+    patterns = metrics_of(summary)
     for line in plan.experiments:
         place = os.path.join(folder, line.name)
         result = stored.get(line.name, Result(config_name=line.name, config_path=line.config_path))
         if result.status is not Status.COMPLETED and summary.get("state") != "finished":
-            result = catch_up(result, place, held)
+            result = catch_up(result, place, held, patterns)
         relocate(result, place)
         results[line.name] = result
     return StoredBatch(folder, summary, results, plan, notes)
@@ -2016,7 +2018,16 @@ def override_texts(values: Mapping[str, Any]) -> dict[str, str]:
     return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
 
 
-def catch_up(result: Result, folder: str, held: bool) -> Result:
+def metrics_of(summary: Mapping[str, Any]) -> list[re.Pattern[bytes]]:
+    """The patterns by which the trainings of a batch are read; none where they can't be used any more."""
+    options = summary.get("options")
+    told = options.get("metrics") if isinstance(options, dict) else None
+    with contextlib.suppress(ValueError):
+        return compile_metrics(map(str, told)) if isinstance(told, list) else []
+    return []
+
+
+def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Pattern[bytes]]) -> Result:
     """A result as the experiment's own files tell it, which may be newer than the summary."""
     own = from_json(Result, {**read_own(folder, RESULT), "config_name": result.config_name})
     if own.attempts and own.attempts >= result.attempts:
@@ -2027,10 +2038,13 @@ def catch_up(result: Result, folder: str, held: bool) -> Result:
         result.status, result.attempts = Status.RUNNING, begun.attempts
         result.start_time, result.attempt_history = begun.start_time, begun.attempt_history
     if result.status is Status.RUNNING:
-        reader = LineReader()
-        reader.read(read_tail(os.path.join(folder, LOGS["stdout"])).replace(b"\r", b"\n"))
-        add_metrics(result.metrics, reader.take().metrics)
-        result.last_line = reader.last_line() if result.metrics.step is None else ""
+        lines = []
+        for stream in ("stdout", "stderr"):
+            reader = LineReader(patterns=patterns)
+            reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
+            add_metrics(result.metrics, reader.take().metrics)
+            lines.append(reader.last_line())
+        result.last_line = next(filter(None, lines), "") if result.metrics.step is None else ""
         if not held:
             result.status, result.error = Status.INTERRUPTED, "its runner died"
     return result
@@ -2332,18 +2346,23 @@ class StopRules:
         handles it. So it is TERM for one that does, INT for others."""
         if self.signal != "auto":
             return int(getattr(signal, f"SIG{self.signal}"))
-        if self.swallows_int():
-            return signal.SIGTERM
+        known = self.for_launcher()
+        if known is not None:
+            return known
         asked = [group.leader]
         if self.launcher:  # what a launcher catches says nothing of the trainer behind it
-            asked = [pid for pid in group.members() if pid != group.leader]
+            group.remember_strays()  # torchrun's workers have sessions of their own
+            behind = [pid for pid in (*group.members(), *group.strays) if pid != group.leader]
+            asked = behind or asked  # `nice` becomes the trainer
         return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in asked) else signal.SIGINT
 
-    def swallows_int(self) -> bool:
-        """Whether the launcher is one that does not hand INT on; `srun -X` does."""
+    def for_launcher(self) -> Optional[int]:
+        """What a launcher wants that ends its task on TERM and swallows INT. `srun -X` hands INT on; that its helper
+        process catches TERM says nothing of the trainer."""
         if not self.launcher or os.path.basename(self.launcher[0]) not in HANDS_ON_NOTHING:
-            return False
-        return not {"-X", "--disable-status"} & set(self.launcher)
+            return None
+        hands_on = {"-X", "--disable-status"} & set(self.launcher)
+        return signal.SIGINT if hands_on else signal.SIGTERM
 
 
 class Ending:
@@ -3179,7 +3198,7 @@ STUCK = 2.0  # seconds without progress after which a console is left alone at t
 NOT_COMPARED = ("seed", "device", "out_dir", "wandb_run_name")  # settings in which runs of one seed group may differ
 
 
-def known(values: Iterable[Optional[float]]) -> list[float]:
+def known_values(values: Iterable[Optional[float]]) -> list[float]:
     return [value for value in values if value is not None and math.isfinite(value)]
 
 
@@ -3194,13 +3213,13 @@ def elapsed(result: Result) -> Optional[float]:
 def total_elapsed(result: Result) -> Optional[float]:
     """Seconds of all attempts, those of a running one included."""
     if result.status is Status.RUNNING:
-        return sum(known([result.total_seconds, elapsed(result)]))
+        return sum(known_values([result.total_seconds, elapsed(result)]))
     return result.duration_seconds if result.total_seconds is None else result.total_seconds
 
 
 def seconds_left(result: Result) -> Optional[float]:
     """Iterations left times the time per iteration of a running experiment, where both are known."""
-    facts = known([result.max_iters, result.metrics.step, result.metrics.first_step, elapsed(result)])
+    facts = known_values([result.max_iters, result.metrics.step, result.metrics.first_step, elapsed(result)])
     if result.status is not Status.RUNNING or len(facts) < 4:
         return None
     iterations, step, first, took = facts
@@ -3210,7 +3229,7 @@ def seconds_left(result: Result) -> Optional[float]:
 def seconds_needed(result: Result) -> Optional[float]:
     """What the attempt of a running experiment will have taken."""
     left = seconds_left(result)
-    return None if left is None else sum(known([left, elapsed(result)]))
+    return None if left is None else sum(known_values([left, elapsed(result)]))
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
@@ -3221,9 +3240,9 @@ def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
     for each in results:
         by_status[each.status].append(each)
     running = by_status[Status.RUNNING]
-    lefts = known(map(seconds_left, running))
+    lefts = known_values(map(seconds_left, running))
     others = len(by_status[Status.PENDING]) + len(running) - len(lefts)
-    took = known(map(total_elapsed, by_status[Status.COMPLETED])) or known(map(seconds_needed, running))
+    took = known_values(map(total_elapsed, by_status[Status.COMPLETED])) or known_values(map(seconds_needed, running))
     if not running or (others and not took):  # nothing is on its way, or nothing is known yet
         return None
     usual = sum(took) / max(1, len(took))
@@ -3237,7 +3256,7 @@ def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
     """What the table, the page and --status --json show of each experiment."""
     keys = ("status", "error", "hint", "warnings", "stderr_tail", "attempts", "settings", "device", "last_line")
     losses = [each.metrics.best_val_loss for each in results]
-    finite = known(losses)
+    finite = known_values(losses)
     best = losses.index(min(finite)) if len(finite) > 1 else None
     rows = []
     for number, each in enumerate(results):
@@ -3256,7 +3275,7 @@ def show_progress(result: Result) -> str:
     return f"{step}/{result.max_iters}" if result.max_iters else str(step)
 
 
-def table(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
+def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
     rows = rows_of(results)
     titles = list(TITLES)
@@ -3358,7 +3377,9 @@ def seed_groups(results: Sequence[Result]) -> list[SeedGroup]:
     members: defaultdict[str, list[Result]] = defaultdict(list)
     for each in results:
         settings = compared(each)
-        path = each.config_path if None in settings.values() else ""  # of an unknown value nobody knows
+        # Of an unknown value nobody knows, and a config beside which a seed is given need not even be Python.
+        is_told = None not in settings.values() and "seed" not in each.overrides
+        path = "" if is_told else each.config_path
         if "seed" in each.settings:
             members[json.dumps([settings, path], sort_keys=True)].append(each)
     groups = [seed_group(group) for group in members.values() if len(group) > 1]
@@ -3381,7 +3402,7 @@ def seed_group(group: Sequence[Result]) -> SeedGroup:
 
 def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[float], Optional[float]]:
     """Mean and sample standard deviation of two or more losses that are known and finite."""
-    finite = known(losses)
+    finite = known_values(losses)
     if len(finite) < 2:
         return None, None
     mean = math.fsum(finite) / len(finite)
@@ -3681,14 +3702,14 @@ def name_html(name: str) -> str:
     return re.sub("(_+)", r"\1<wbr>", to_html(name))
 
 
-def is_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     return type(value) in (int, float) and abs(value) < 1e300  # no bool, nan or inf, nor an int beyond floats
 
 
 def loss_html(loss: Any, deviation: Any = None) -> str:
     if deviation is not None:
         return f"{loss_html(loss)} ± {loss_html(deviation)}"
-    if not is_number(loss):
+    if not is_finite_number(loss):
         return to_html(loss)  # a nan is a text by now
     return f"{loss:.4f}" if 1e-3 <= abs(loss) < 1e5 else f"{loss:.4g}"
 
@@ -3819,7 +3840,7 @@ def swept_setting(rows: Sequence[dict[str, Any]]) -> Optional[str]:
     """The setting along which a sweep can be drawn: its numbers tell the points apart, seeds aside."""
     key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
     points = {str({**row["sweep"], "seed": None}): row["sweep"].get(key) for row in rows}
-    if not all(map(is_number, points.values())):
+    if not all(map(is_finite_number, points.values())):
         return None
     return key if len(set(points.values())) == len(points) else None
 
@@ -3842,7 +3863,7 @@ def means(points: Sequence[list[Any]]) -> list[list[Any]]:
     """The mean loss at each value, in order; a loss that is nan or inf has no part in it."""
     losses: defaultdict[float, list[float]] = defaultdict(list)
     for value, loss, _ in points:
-        if is_number(loss):
+        if is_finite_number(loss):
             losses[value].append(loss)
     return [[value, sum(each) / len(each)] for value, each in losses.items()]
 
@@ -4184,23 +4205,19 @@ def write_report(
 
     At most `limit` bytes of each log are read."""
     results = joined_results(sources)
-    patterns = compile_metrics(text for source in sources for text in metrics_of(source.summary))
+    patterns = {each.experiment_dir: metrics_of(source.summary) for source in sources for each in source.results}
     drawn = sorted(results, key=draw_rank)[:MAX_CURVES]
-    for each in drawn:
-        if each.attempts:
-            curve = curves.setdefault(each.experiment_dir, Curve(patterns=patterns))
-            curve.update(os.path.join(each.experiment_dir, LOGS["stdout"]), limit)
+    told = {
+        each.experiment_dir: read_curves(each.experiment_dir, curves, patterns[each.experiment_dir], limit)
+        for each in drawn
+        if each.attempts
+    }
     rows = rows_of(results)
     swept = {key for source in sources for joined in source.summary.get("sweep") or () for key in joined.split(",")}
     for row, each in zip(rows, results):
         row["files"] = page_files(each, place)
         row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
-    wanted = {each.experiment_dir for each in drawn}
-    lines = [
-        {"name": each.config_name, **curves[each.experiment_dir].drawn()}
-        for each in results
-        if each.experiment_dir in wanted and each.experiment_dir in curves
-    ]
+    lines = [{"name": each.config_name, **told[each.experiment_dir]} for each in results if each.experiment_dir in told]
     groups = [vars(group) for group in seed_groups(results)]
     text = render_page(page_head(place, sources), rows, lines, groups)
     path = os.path.join(place, REPORT)
@@ -4208,11 +4225,17 @@ def write_report(
     return path
 
 
-def metrics_of(summary: dict[str, Any]) -> list[str]:
-    """The patterns by which the trainings of a batch were read."""
-    options = summary.get("options")
-    told = options.get("metrics") if isinstance(options, dict) else None
-    return list(map(str, told)) if isinstance(told, list) else []
+def read_curves(
+    folder: str, curves: dict[str, Curve], patterns: Sequence[re.Pattern[bytes]], limit: float
+) -> dict[str, list[list[Any]]]:
+    """The losses in an experiment's logs, of each kind those of the stream that tells more: bars come on stderr."""
+    drawn = []
+    for stream in ("stdout", "stderr"):
+        path = os.path.join(folder, LOGS[stream])
+        curve = curves.setdefault(path, Curve(patterns=patterns))
+        curve.update(path, limit)
+        drawn.append(curve.drawn())
+    return {kind: max((each[kind] for each in drawn), key=len) for kind in ("val", "train")}
 
 
 def joined_results(sources: Sequence[PageSource]) -> list[Result]:
@@ -4221,16 +4244,25 @@ def joined_results(sources: Sequence[PageSource]) -> list[Result]:
         return list(sources[0].results)
     times = Counter(each.config_name for source in sources for each in source.results)
     joined = []
-    for source in sources:
+    for source, label in zip(sources, batch_labels([source.folder for source in sources])):
         common = source.summary.get("common_settings")
         below = common if isinstance(common, dict) else {}
         for each in source.results:
             name = each.config_name
             if times[name] > 1:
-                name = f"{os.path.basename(os.path.abspath(source.folder))}/{name}"
+                name = f"{label}/{name}"
             joined.append(replace(each, config_name=name, settings={**below, **each.settings}))
     drop_common(joined)
     return joined
+
+
+def batch_labels(folders: Sequence[str]) -> list[str]:
+    """The names of batches, with their place where two have begun in the same second in two directories."""
+    paths = list(map(os.path.abspath, folders))
+    names = list(map(os.path.basename, paths))
+    if len(set(names)) == len(names):
+        return names
+    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
 def drop_common(results: Sequence[Result]) -> None:
@@ -4444,6 +4476,10 @@ class Recorder:
         self.summary_due = min(self.summary_due, max(self.summary_earliest, earliest))
         self.page_due = min(self.page_due, self.page_earliest)
 
+    def renew(self) -> None:
+        """Have the summary written anew, as its head has changed."""
+        self.summary_due = min(self.summary_due, self.summary_earliest)
+
     def next_due(self) -> float:
         return min(self.summary_due, self.page_due)
 
@@ -4582,8 +4618,9 @@ class CodeWatch:
     """Knows the code as it was when the batch began, and tells what has changed since. git may be slow: it is asked
     in threads of its own, and only where something has changed."""
 
-    def __init__(self, script: str, tell: Callable[[CodeState], None]) -> None:
-        self.script, self.tell = script, tell  # tell is called in a thread
+    def __init__(self, script: str, frozen: Iterable[str], tell: Callable[[int, CodeState], None]) -> None:
+        self.script, self.tell = script, tell  # tell is called in a thread, with the number of the question
+        self.frozen = set(map(os.path.abspath, frozen))  # configs that run from their copies: no code of this batch
         self.first: Optional[CodeFiles] = None  # once it has been looked at
         self.latest: Optional[CodeFiles] = None
         self.known: set[str] = set()  # the files that git tracks or would track
@@ -4591,13 +4628,14 @@ class CodeWatch:
 
     def ask(self) -> None:
         """Have git asked in the background."""
+        question = self.asked + 1
         try:
-            threading.Thread(target=self.run, name="git", daemon=True).start()
-            self.asked += 1
+            threading.Thread(target=self.run, args=(question,), name="git", daemon=True).start()
+            self.asked = question
         except RuntimeError:  # no thread can be had: then it isn't known
             pass
 
-    def run(self) -> None:
+    def run(self, question: int) -> None:
         if self.first is None:
             self.first = self.latest = find_code(self.script)
         state = read_code_state()
@@ -4605,7 +4643,7 @@ class CodeWatch:
             listed = run_git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ":/*.py")
             names = map(os.fsdecode, listed.split(b"\0"))
             self.known = {os.path.abspath(name) for name in names if name}
-        self.tell(state)
+        self.tell(question, state)
 
     def look(self) -> bool:
         """Whether anything has changed since the last look. No process is started, and nothing read that stands."""
@@ -4617,12 +4655,12 @@ class CodeWatch:
         self.latest = find_code(self.script)
         return self.latest.digests != latest.digests
 
-    def changed(self) -> list[str]:
-        """The files that are not as they were when the batch began."""
-        if self.first is None or self.latest is None:
+    def changed(self, code: Optional[CodeFiles]) -> list[str]:
+        """The files that were not as when the batch began; which ones count is known once git has answered."""
+        if self.first is None or code is None:
             return []
-        before, now = self.first.digests, self.latest.digests
-        paths = [path for path in {**before, **now} if before.get(path) != now.get(path)]
+        before, now = self.first.digests, code.digests
+        paths = [path for path in {**before, **now} if before.get(path) != now.get(path) and path not in self.frozen]
         return sorted(os.path.relpath(path) for path in paths if not self.known or path in self.known)
 
 
@@ -4645,6 +4683,17 @@ class Attempt:
     stderr_start: int  # the bytes before it are of earlier attempts
     stopped_as: Optional[Status] = None  # where the batch has ended it
     is_config_checked: bool = False
+
+
+@dataclass
+class Launched:
+    """An attempt of which git has not told yet which code it runs."""
+
+    result: Result
+    path: str  # of its metadata
+    metadata: dict[str, Any]
+    code: Optional[CodeFiles]  # as they were at its launch
+    question: int  # the number of the one that git is to answer
 
 
 class Shortage(Exception):
@@ -4707,7 +4756,7 @@ def next_result(before: Result, slot: Slot) -> Result:
     """The result of the attempt that comes next, as far as it is known before it begins."""
     kept = ("config_name", "config_path", "experiment_dir", "overrides", "settings", "max_iters", "log_files")
     result = Result(**{key: getattr(before, key) for key in kept})
-    result.attempts, result.total_seconds = before.attempts, before.total_seconds
+    result.attempts, result.total_seconds = before.attempts, total_elapsed(before)
     result.device = slot.device or (f"gpu {slot.gpus}" if slot.gpus else None)
     result.attempt_history = list(before.attempt_history)
     return result
@@ -4725,7 +4774,8 @@ def program() -> list[str]:
         return [sys.argv[0]]
     short = os.path.basename(sys.executable)
     found = shutil.which(short)
-    is_same = found is not None and os.path.realpath(found) == os.path.realpath(sys.executable)
+    # By its place, not by where its link leads: an environment's Python is a link to the one that made it.
+    is_same = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
     return [short if is_same else sys.executable, sys.argv[0]]
 
 
@@ -4767,8 +4817,9 @@ class Batch:
         self.largest_checkpoint = 0  # bytes
         self.draw_due = 0.0 if self.console.live else math.inf
         self.code, self.answers = CodeState(None), 0
-        self.watch = CodeWatch(options.train_script, lambda state: self.events.put(lambda: self.on_code(state)))
-        self.without_code: dict[str, dict[str, Any]] = {}  # metadata that wait for git's answer, by path
+        copied = [each.config for each in plan if each.launched_config != each.config]
+        self.watch = CodeWatch(options.train_script, copied, self.post_code)
+        self.without_code: list[Launched] = []  # those that wait for git's answer
         self.script_lines = lines_like_metrics(read_or_none(options.train_script) or b"")
         self.patterns = compile_metrics(options.metrics)
         self.threads = 0  # what a training may use of the cores; 0: not said
@@ -4925,22 +4976,42 @@ class Batch:
         if isinstance(error, OSError) and error.errno == errno.EROFS:
             self.stop_launching(f"can't write {path}: {why}")
 
-    def on_code(self, state: CodeState) -> None:
+    def post_code(self, question: int, state: CodeState) -> None:
+        self.events.put(lambda: self.on_code(question, state))
+
+    def on_code(self, question: int, state: CodeState) -> None:
         """git has answered: keep what it says with the batch, or with the attempts that have waited for it."""
-        is_first = "git" not in self.recorder.head
-        self.code, self.answers = state, self.answers + 1
-        folders = [self.folder] if is_first else [os.path.dirname(path) for path in self.without_code]
-        if is_first:
+        self.answers += 1
+        if question == self.watch.asked:
+            self.code = state
+        waiting = [each for each in self.without_code if each.question == question]
+        self.without_code = [each for each in self.without_code if each.question != question]
+        folders = [os.path.dirname(each.path) for each in waiting]
+        if question == 1:
+            folders = [self.folder]
             self.recorder.head["git"] = state.git
-        for path, metadata in self.without_code.items():
-            metadata["git"] = state.git
-            self.recorder.save_json(path, metadata)
-        self.without_code.clear()
+            self.recorder.renew()
+        for each in waiting:
+            each.metadata["git"] = state.git
+            self.recorder.save_json(each.path, each.metadata)
+            self.compare_code(each)
         if state.note:
             self.say(state.note)
         for folder in folders if state.patch else ():
             path = os.path.join(folder, PATCH)
             self.recorder.save(path, functools.partial(write_file, path, state.patch), path)
+
+    def compare_code(self, launched: Launched) -> None:
+        """Warn where an attempt ran other code than the batch began with; it may have ended meanwhile."""
+        result, changed = launched.result, []
+        with contextlib.suppress(OSError):  # the working directory has gone
+            changed = self.watch.changed(launched.code)
+        if not changed:
+            return
+        self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
+        self.recorder.changed(result)
+        if result.status is not Status.RUNNING:
+            self.recorder.save_json(os.path.join(os.path.dirname(launched.path), RESULT), to_json(result))
 
     def say(self, text: str, even_if_quiet: bool = False) -> None:
         self.recorder.say(text, even_if_quiet)
@@ -5304,15 +5375,14 @@ class Batch:
     def say_launch(self, attempt: Attempt, command: Sequence[str], metadata: dict[str, Any]) -> None:
         """The training runs: write down as what, and look whether the code is as it was."""
         path = os.path.join(attempt.folder, METADATA)
-        changed = []
         with contextlib.suppress(OSError):  # the working directory has gone
             if self.watch.look():
                 self.watch.ask()
-            changed = self.watch.changed()
-        if changed:
-            self.warn(attempt.result, f"code has changed since the batch began: {', '.join(changed[:5])}")
+        launched = Launched(attempt.result, path, metadata, self.watch.latest, self.watch.asked)
         if self.answers < self.watch.asked:
-            self.without_code[path] = metadata
+            self.without_code.append(launched)
+        else:
+            self.compare_code(launched)
         self.recorder.save_json(path, metadata)
         attempt.kept[path] = json_bytes(metadata)
         begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
@@ -5398,7 +5468,7 @@ class Batch:
         if ended:
             result.return_code, result.cpu_seconds = ended.return_code, ended.cpu_seconds
             result.max_rss_bytes = ended.max_rss_bytes
-            result.signal, error = ending(ended.return_code)
+            result.signal, error = end_in_words(ended.return_code)
         self.set_status(attempt)
         if result.status is Status.COMPLETED:
             self.doubt(attempt)
@@ -5544,6 +5614,8 @@ class Batch:
         patience = time.monotonic() + SLOW_GIT
         while self.answers < self.watch.asked and self.stopped_by is None and time.monotonic() < patience:
             self.take_events(1.0)
+        for each in self.without_code:
+            self.compare_code(each)
         counts = count_statuses(self.results.values())
         is_cut_short = self.stopped_by is not None or counts["pending"] > 0
         self.recorder.head.update(state="interrupted" if is_cut_short else "finished", end_time=now_iso())
@@ -5558,10 +5630,10 @@ class Batch:
         """The table, for the master log and the console, which is then settled; even a quiet one if not all is well."""
         self.console.draw([])
         results = [self.results[name] for name in self.plan]
-        for line in [*table(results), *group_lines(seed_groups(results)), show_counts(counts)]:
+        for line in [*result_lines(results), *group_lines(seed_groups(results)), show_counts(counts)]:
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
         width = terminal_width()
-        lines = [*table(results, width), *group_lines(seed_groups(results), width), show_counts(counts)]
+        lines = [*result_lines(results, width), *group_lines(seed_groups(results), width), show_counts(counts)]
         is_silent = self.options.quiet and is_all_well
         if is_silent:
             lines = [f"{each.config_name}: warning: {text}" for each in results for text in each.warnings]
@@ -5652,6 +5724,11 @@ def a_stop_signal(text: str) -> str:
     return "auto" if name == "AUTO" else name
 
 
+def a_metric(text: str) -> str:
+    compile_metrics([text])
+    return text
+
+
 def a_shard(text: str) -> str:
     parse_shard(text)
     return text
@@ -5690,6 +5767,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "metrics": option(
             "REGEX",
             "how losses are printed: a regular expression with groups step, train_loss, val_loss; repeatable",
+            a_metric,
             action="append",
         ),
         "follow": flag("copy the training's output to the console"),
@@ -5719,7 +5797,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         "stop_signal": option("NAME", "what a training gets first when it is stopped (auto)", a_stop_signal),
     },
 }
-OPTIONS = {name: how for group in GROUPS.values() for name, how in group.items()}
+OPTIONS = functools.reduce(lambda one, other: {**one, **other}, GROUPS.values())
 SETTINGS = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
 DASHED = ("--command", "--continue_with", "--launcher", "--metrics")  # their values may look like options
 NOT_WITH = {
@@ -5969,7 +6047,7 @@ def choose_launched(job: Job) -> dict[str, bytes]:
         each.source = each.source or each.config
         each.launched_config = each.config
     sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
-    names = frozen_names(job.folder, sources)
+    names = frozen_names(job.folder, sources, job.plan)
     for each in job.plan:
         is_bound = not script.strict or script.uses_file or read(each.source).uses_file
         if each.source in names and (not is_bound or not os.path.exists(each.config)):
@@ -6030,7 +6108,7 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     planner = job.planner
     configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read) if options.configs else []
     whole = planner.plan(options, configs)
-    job.plan = shard(whole, options.shard) if options.shard else whole
+    job.plan = take_shard(whole, options.shard) if options.shard else whole
     if not job.plan:
         raise UsageError(f"--shard {options.shard}: no experiment is left of {len(whole)}")
     job.to_run = [each.name for each in job.plan]
@@ -6280,7 +6358,7 @@ def status_lines(sources: Sequence[PageSource]) -> list[str]:
     lines = [line for source in sources for line in batch_lines(source)]
     if len(sources) > 1:
         lines += shard_notes([source.summary for source in sources])
-    return [*lines, *table(results, width), *group_lines(seed_groups(results), width)]
+    return [*lines, *result_lines(results, width), *group_lines(seed_groups(results), width)]
 
 
 def batch_lines(source: PageSource) -> list[str]:

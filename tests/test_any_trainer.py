@@ -210,7 +210,6 @@ class TemplateTest(RunnerCase):
         ]
         self.check_refused(cases)
 
-    @unittest.expectedFailure
     def test_patterns_of_metrics_that_can_not_be_used_are_usage_errors(self) -> None:
         cases = [
             (["true {dir}", "--metrics", "("], r"not a regular expression: \("),
@@ -261,7 +260,6 @@ class MetricsTest(RunnerCase):
         self.forked("--configs", "a.py", "--metrics", r"it=(?P<step>\d+) nll=(?P<val_loss>\S+)")
         self.assertEqual(self.drawn(), [[0, 0.5], [1, 1.5], [2, 2.5]])
 
-    @unittest.expectedFailure
     def test_the_page_draws_what_is_printed_on_stderr(self) -> None:
         self.config(
             "a", "for n in range(3):\n    print(f'step {n}: train loss {n}.5, val loss {n}.5', file=sys.stderr)"
@@ -269,7 +267,6 @@ class MetricsTest(RunnerCase):
         self.forked("--configs", "a.py")
         self.assertEqual(self.drawn(), [[0, 0.5], [1, 1.5], [2, 2.5]])
 
-    @unittest.expectedFailure
     def test_status_of_a_live_batch_reads_what_the_patterns_read_and_nothing_else(self) -> None:
         code = "print('dev nll 0.75')\nprint('step 1: train loss 9.0, val loss 9.0')\nprint('ready', flush=True)\n"
         self.config("a", code + "await_file('go')")
@@ -281,7 +278,6 @@ class MetricsTest(RunnerCase):
         self.ended(runner, 0)
         self.assertEqual((row["step"], row["val_loss"]), (None, 0.75))
 
-    @unittest.expectedFailure
     def test_status_shows_the_last_line_of_a_trainer_without_steps_on_either_stream(self) -> None:
         self.config("a", "print('loading data', flush=True)\nprint('shard 3 of 7', flush=True)\nawait_file('go')")
         self.config("b", "print('busy as a bee', file=sys.stderr, flush=True)\nawait_file('go')")

@@ -172,7 +172,7 @@ class ShardTest(PlanCase):
         table = [("1/3", "147"), ("2/3", "25"), ("3/3", "36"), ("1/1", "1234567"), ("8/8", "")]
         for part, names in table:
             with self.subTest(part=part):
-                self.assertEqual("".join(each.name for each in runner.shard(plan, part)), names)
+                self.assertEqual("".join(each.name for each in runner.take_shard(plan, part)), names)
         for part in ("0/3", "4/3", "1", "1/0", "a/b", "-1/3", "1/3/5", ""):
             with self.subTest(part=part), self.assertRaises(ValueError):
                 runner.parse_shard(part)

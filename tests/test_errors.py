@@ -119,7 +119,7 @@ class ErrorsTest(unittest.TestCase):
             (-signal.SIGKILL, ("SIGKILL", "killed by SIGKILL")),
             (139, (None, "exit code 139 (SIGSEGV)")),
         ):
-            self.assertEqual(runner.ending(code), ending)
+            self.assertEqual(runner.end_in_words(code), ending)
 
     def test_hints(self) -> None:
         self.assertIn("--batch_size", runner.hint_for("torch.OutOfMemoryError: CUDA out of memory") or "")

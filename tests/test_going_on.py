@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import sys
-import unittest
 from typing import Any
 from unittest import mock
 
@@ -282,7 +281,6 @@ class SeedsTest(RunnerCase):
         page = (self.batch() / "report.html").read_text()
         self.assertIn("1.2000 ± 0.1000", page)
 
-    @unittest.expectedFailure
     def test_configs_of_which_nothing_is_known_are_groups_of_their_own(self) -> None:
         for name in ("a.yaml", "b.yaml"):
             (self.dir / name).write_text("lr: 1\n")

@@ -119,14 +119,12 @@ class ShapeTest(unittest.TestCase):
     def test_the_sections_stand_in_the_order_of_the_design(self) -> None:
         self.assertEqual(self.shape.names, [*SECTIONS, "command line"])
 
-    @unittest.expectedFailure  # reported: locals that are called like a function of the file
     def test_a_section_uses_only_itself_and_those_above_it(self) -> None:
         self.assertEqual(self.shape.upward(), [])
 
     def test_no_name_is_defined_twice(self) -> None:
         self.assertEqual(self.shape.twice(), [])
 
-    @unittest.expectedFailure  # reported: locals that are called like a function of the file
     def test_no_local_is_called_like_a_function_or_class_of_the_file(self) -> None:
         self.assertEqual(self.shape.shadows(), [])
 

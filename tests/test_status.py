@@ -38,7 +38,7 @@ class TableTest(unittest.TestCase):
             runner.Result(config_name="longer", metrics=runner.Metrics(7, 1.0, 3.0, 3.0, 7), settings={"name": True}),
         ]
         self.assertEqual(
-            runner.table(results),
+            runner.result_lines(results),
             [
                 "experiment  status         step  val loss  best (*: of all)  duration  lr    name",
                 "a           completed (!)   5/5    2.0000           1.5000*      1m1s  0.1   xxxxxxxxxxxxxxx",
@@ -49,7 +49,7 @@ class TableTest(unittest.TestCase):
             ],
         )
 
-        self.assertNotIn("*", "".join(runner.table(results[:1])), "of one experiment nothing is best")
+        self.assertNotIn("*", "".join(runner.result_lines(results[:1])), "of one experiment nothing is best")
 
 
 class StatusTest(RunnerCase):

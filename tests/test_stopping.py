@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import unittest
 from pathlib import Path
 from typing import Any
 
@@ -223,13 +222,11 @@ class AutoSignalTest(StoppingCase):
         self.assert_nothing_runs()
         self.assertEqual((self.saved("slow"), self.saved("cleans_up")), ("TERM", "KeyboardInterrupt"))
 
-    @unittest.expectedFailure
     def test_a_wrapper_that_becomes_the_trainer_is_asked_as_the_trainer(self) -> None:
         codes = {"handles_term": HANDLES_TERM, "cleans_up": CLEANS_UP}
         expected = {"handles_term": "TERM", "cleans_up": "KeyboardInterrupt"}
         self.assertEqual(self.behind("nice PYTHON", codes), expected)
 
-    @unittest.expectedFailure
     def test_workers_in_sessions_of_their_own_are_asked_and_not_the_launcher_that_hands_signals_on(self) -> None:
         lines = ["import signal, subprocess, sys", "def hand_on(number, _):", "    worker.send_signal(number)"]
         lines += [f"signal.signal(signal.SIG{name}, hand_on)" for name in ("INT", "TERM")]
@@ -405,7 +402,6 @@ class MessageTest(StoppingCase):
                 self.assertEqual((first.returncode, again.returncode), (1, 0), f"{line}\n{again.stderr}")
                 self.assertIn("1 completed", again.stdout)
 
-    @unittest.expectedFailure
     def test_the_line_to_continue_names_the_python_of_an_environment_that_is_not_active(self) -> None:
         self.config("one", "sys.exit(3)")
         bin_dir = self.dir / "env" / "bin"

@@ -115,7 +115,6 @@ class SrunTest(StoppingCase):
         self.assertEqual(self.cluster.tasks(), [])
         self.assertEqual(self.saved("cleans_up"), saved)
 
-    @unittest.expectedFailure
     def test_with_srun_x_the_training_cleans_up(self) -> None:
         self.check("--launcher", "srun -X -n1", "", "KeyboardInterrupt")
 
