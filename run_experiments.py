@@ -1396,6 +1396,7 @@ def error_line(stderr: str) -> str:
             told.append(f"rank {rank} died of {signal_name(-exit_code)}")
     plain = RANK.sub("", stderr)  # what a worker says may come without its rank
     told += [last_exception(plain), *REFUSED.findall(plain)[-1:], *BARE_ERROR.findall(plain)[-1:]]
+    told += re.findall(r"(?m)^KeyboardInterrupt$", plain)  # mostly that of a stop, so what else is said counts first
     if cause:
         told.append(f"rank {cause[1]} ended with exit code {cause[2]}")
     return next(filter(None, told), "").strip()[:300]
@@ -1577,7 +1578,8 @@ def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True
     pid, so that two writers never share one."""
     folder, name = os.path.split(path)
     writer = "" if is_holder else f".{os.getpid()}"
-    temporary = os.path.join(folder, f".{name[:200]}{writer}.tmp")  # a file's name has 255 bytes at the most
+    short = os.fsdecode(os.fsencode(name)[:200])  # a file's name has 255 bytes at the most
+    temporary = os.path.join(folder, f".{short}{writer}.tmp")
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -5516,6 +5518,8 @@ class Batch:
         said = error_line(stderr)
         if result.status is Status.INTERRUPTED or attempt.process.is_unkillable or result.diverged:
             return
+        if attempt.process.ending and said == "KeyboardInterrupt":
+            said = ""  # the answer to the runner's own signal
         first = result.error or ended
         result.error = f"{first}: {said}" if said else first
         result.hint = hint_for(f"{stderr}\n{result.error}") if result.status is Status.FAILED else None
@@ -5828,6 +5832,8 @@ def build_parser() -> Parser:
             add(f"--{name}", **how)
     settings = parser.add_argument_group("settings of the trainer", SETTINGS)  # shown only: parse takes them out
     for key, example in USUAL.items():
+        if key == "wandb_log":
+            continue  # what the trainer calls --wandb_enabled
         settings.add_argument(f"--{key}", metavar=type(example).__name__.upper())
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
@@ -6323,7 +6329,8 @@ def show_batches(options: Options) -> int:
     stored = [read_batch(folder) for folder in batches_named(named or [options.base_out_dir])]
     sources = [PageSource(each.folder, each.summary, list(each.results.values())) for each in stored]
     if options.report is not None:
-        place = os.path.relpath(os.path.commonpath([os.path.abspath(each.folder) for each in stored]))
+        common = os.path.commonpath([os.path.abspath(each.folder) for each in stored])
+        place = stored[0].folder if len(stored) == 1 else os.path.relpath(common)
         try:
             print_whole([write_report(place, sources, {})])
         except OSError as error:
