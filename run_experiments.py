@@ -467,6 +467,9 @@ def uses_configurator(statement: ast.stmt) -> bool:
 
 
 def read_source(path: str) -> bytes:
+    """Raises OSError; a device might never end, so it is none."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "not a regular file", path)
     with open(path, "rb") as file:
         return file.read()
 
@@ -639,7 +642,7 @@ def read_number(text: str, kind: type = float) -> Union[int, float]:
         with contextlib.suppress(Exception):
             value = read(text)
             if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return value
+                return value if abs(value) < 10**300 else float(value)  # what a float can't hold is none
     return math.nan
 
 

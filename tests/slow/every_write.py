@@ -63,6 +63,7 @@ for name in ("writev", "fsync", "replace", "rename", "mkdir", "makedirs", "symli
 faulty("write", lambda descriptor, _: descriptor > 2)
 faulty("open", lambda path, flags, *_: flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull)
 run_experiments.open = faulty_open
+run_experiments.SHORT = 0.2  # a lasting fault is waited for no longer
 sys.argv[:] = sys.argv[1:2] + sys.argv[5:]
 code = run_experiments.main()
 with builtins.open("calls", "w") as file:

@@ -105,7 +105,7 @@ sys.exit(code)
         folder = self.dir / "experiments" / "experiment_20240128_143022"
         folder.mkdir(parents=True)
         metrics = {"step": 5, "val_loss": 1.5, "best_val_loss": 1.5}
-        result = {"status": "completed", "metrics": metrics, "settings": {"seed": 1}}
+        result = {"status": "completed", "metrics": metrics, "settings": {"lr": 1}}
         results = {f"run_{number}": result for number in range(10_000)}
         (folder / "experiment_summary.json").write_text(json.dumps({"state": "finished", "results": results}))
         out = self.run_runner("--status", expect=0).stdout
