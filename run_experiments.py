@@ -2194,6 +2194,7 @@ LINGER = 2.0  # seconds that the rest of a group gets once its leader has ended 
 LOOK = 0.25  # seconds between two looks at a checkpoint that may be being written
 QUICK_LOOK = 0.05  # the same, where each look so far has found another save, and none that goes on
 POLL = 0.05  # seconds between two looks at a group whose leader has gone: no event tells of its end
+UNTOLD_LOOKS = 10  # at all processes, POLL apart, for a training that was launched but not told of
 GIVE_UP = 10.0  # seconds after KILL: what lives on then can't be killed
 MARK = "RUN_EXPERIMENTS_ATTEMPT"  # in a training's environment: which launch of which runner it is
 HANDS_ON_NOTHING = ("srun", "docker", "podman")  # launchers that end their task on TERM, and ignore or swallow INT
@@ -2311,8 +2312,8 @@ class Group:
 
     def remember_strays(self) -> None:
         """Find them while their parents live: later nothing tells whose they are."""
-        family = {self.leader}
         known = processes()
+        family = {self.leader, *(each.pid for each in known if each.group == self.leader)}  # the leader may have gone
         for _ in known:  # so many generations at the most
             children = {each.pid for each in known if each.parent in family}
             if children <= family:
@@ -2322,13 +2323,24 @@ class Group:
         self.strays.update((each.pid, each.started) for each in outside)
 
     def kill(self) -> None:
-        """KILL the group and the strays (torchrun's workers have sessions of their own)."""
+        """KILL the group and the strays (torchrun's workers have sessions of their own).
+
+        They are stopped first: between a look at them and KILL, one could start another or leave the group."""
+        self.signal(signal.SIGSTOP)
+        known: set[int] = set()
         self.remember_strays()
+        while set(self.strays) != known:
+            known = set(self.strays)
+            self.signal_strays(signal.SIGSTOP)
+            self.remember_strays()
         self.signal(signal.SIGKILL)
+        self.signal_strays(signal.SIGKILL)
+
+    def signal_strays(self, number: int) -> None:
         for pid, started in self.strays.items():
             if started_at(pid) == started:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, number)
 
     def is_suspended(self) -> bool:
         """Whether the leader is stopped (SIGSTOP, Ctrl+Z, Slurm's suspend)."""
@@ -3121,8 +3133,7 @@ def run_guardian(pipe: int, token: str, rules: StopRules) -> NoReturn:
         detach(pipe)
         wards, launches, is_over = read_wards(pipe)
         if not is_over:
-            wards += find_untold(token, launches)
-            end_all(wards, rules)
+            end_all(wards, rules, lambda: find_untold(token, launches))
     finally:
         os._exit(0)
 
@@ -3163,28 +3174,44 @@ def read_wards(pipe: int) -> tuple[list[Ward], int, bool]:
 def find_untold(token: str, launches: int) -> list[Ward]:
     """The training that was launched as the runner was killed, and of which it could not tell any more."""
     mark = f"{MARK}={token}:{launches + 1}".encode()
-    found = []
-    for pid in all_pids():
-        with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-            if mark in file.read().split(b"\0") and os.getpgid(pid) == pid:
-                found.append(Ward(pid, started_at(pid) or "?", ""))
-    return found
+    return [Ward(pid, started_at(pid) or "?", "") for pid in all_pids() if has_mark(pid, mark)]
 
 
-def end_all(wards: Sequence[Ward], rules: StopRules) -> None:
-    """End groups side by side, as a stop does: signal, grace, KILL."""
-    endings = []
-    for ward in wards:
-        group = Group(ward.leader)
-        is_another = group.started is not None and ward.started not in ("?", group.started)
-        if not is_another and group.members():
-            endings.append(Ending(group, replace(rules, folder=ward.folder), time.monotonic()))
-    while endings:
+def has_mark(pid: int, mark: bytes) -> bool:
+    """Whether a process leads a group that bears this mark in its environment."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
+        return mark in file.read().split(b"\0") and os.getpgid(pid) == pid
+    return False
+
+
+def end_all(wards: Sequence[Ward], rules: StopRules, find_more: Callable[[], list[Ward]]) -> None:
+    """End groups side by side, as a stop does: signal, grace, KILL. For some looks more of them may be found: for an
+    instant after its fork a training has the runner's environment still."""
+    endings: list[Ending] = []
+    waiting = list(wards)
+    looks = UNTOLD_LOOKS
+    while endings or waiting or looks:
+        if looks:
+            more = find_more()
+            waiting += more
+            looks = 0 if more else looks - 1
+        endings += filter(None, (end_of(ward, rules) for ward in waiting))
+        waiting = []
         time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
         now = time.monotonic()
         for each in endings:
             each.step(now)
         endings = [each for each in endings if not each.given_up and each.group.members()]
+
+
+def end_of(ward: Ward, rules: StopRules) -> Optional[Ending]:
+    """The end of a group, once begun; None where nothing of it runs any more."""
+    group = Group(ward.leader)
+    is_another = group.started is not None and ward.started not in ("?", group.started)
+    if is_another or not group.members():
+        return None
+    group.remember_strays()
+    return Ending(group, replace(rules, folder=ward.folder), time.monotonic())
 
 
 # --------------------------------------------------------------------------------------------------- views

@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.slow._cluster import Cluster
 from tests.support import PATIENCE, wait_for
-from tests.test_stopping import CLEANS_UP, FOREVER, HANDLES_TERM, IN_PLACE, ON_TERM, StoppingCase
+from tests.slow.stops import CLEANS_UP, FOREVER, HANDLES_TERM, IN_PLACE, ON_TERM, StoppingCase
 
 DEAF_TO_BOTH = """
 deaf(signal.SIGINT)

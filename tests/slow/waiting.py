@@ -14,8 +14,8 @@ from pathlib import Path
 
 from tests.faulty import FaultyCase, stat_of
 from tests.support import CHILD_TOOLS, wait_for
-from tests.test_shortage import LITTLE_ROOM, NO_THREAD, WaitingCase
-from tests.test_slowness import TICKS, UnkillableCase, slow_write
+from tests.slow.shortage import LITTLE_ROOM, NO_THREAD, WaitingCase
+from tests.slow.slowness import TICKS, UnkillableCase, slow_write
 
 LATE_READERS = """
 late = set()
