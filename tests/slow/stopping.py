@@ -12,8 +12,8 @@ import unittest
 from typing import Any
 
 from tests.slow._cluster import Cluster
-from tests.support import PATIENCE, wait_for
 from tests.slow.stops import CLEANS_UP, FOREVER, HANDLES_TERM, IN_PLACE, ON_TERM, StoppingCase
+from tests.support import PATIENCE, wait_for
 
 DEAF_TO_BOTH = """
 deaf(signal.SIGINT)

@@ -13,9 +13,9 @@ import unittest
 from pathlib import Path
 
 from tests.faulty import FaultyCase, stat_of
-from tests.support import CHILD_TOOLS, wait_for
 from tests.slow.shortage import LITTLE_ROOM, NO_THREAD, WaitingCase
 from tests.slow.slowness import TICKS, UnkillableCase, slow_write
+from tests.support import CHILD_TOOLS, wait_for
 
 LATE_READERS = """
 late = set()
