@@ -675,6 +675,7 @@ def expand_configs(
     matches = [(path, path == pattern) for pattern in patterns for path in matches_of(pattern)]
     programs = (os.path.realpath(__file__), os.path.realpath(trainer.path))
     configs: dict[str, str] = {}  # by the file that it really is
+    left_out: list[str] = []
     for path, is_named in matches:
         real = os.path.realpath(path)
         is_module = os.path.basename(path) in ("configurator.py", "__init__.py")
@@ -686,11 +687,13 @@ def expand_configs(
         elif len(matches) > 1 and path.endswith(".py"):  # one name alone is meant; of an unquoted *.py there are many
             reason = why_not_meant(read(path), trainer, is_named)
         if reason:
+            left_out.append(f"{path} ({reason})")
             say(f"left out, {reason}: {path}")
         else:
             configs[real] = os.path.join(".", path) if path.startswith("-") else path
     if not configs:
-        raise UsageError(f"no config is left of: {' '.join(patterns)}; name config files with --configs")
+        why = f"; left out: {', '.join(left_out)}"
+        raise UsageError(f"no config is left of: {' '.join(patterns)}; name config files with --configs{why}")
     return list(configs.values())
 
 

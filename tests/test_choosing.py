@@ -42,6 +42,10 @@ class ChoosingTest(PlanCase):
         self.assertEqual(self.expand("bench.py", "model.py", "small.py"), ["model.py", "small.py"])
         self.assertEqual(len(self.said), 1)
 
+    def test_where_no_config_is_left_the_reasons_are_told(self) -> None:
+        with self.assertRaisesRegex(runner.UsageError, r"no config is left .*model\.py \(sets no setting of \S+\)"):
+            self.expand("[bm]*[hl].py")
+
     def test_one_plain_name_is_always_taken(self) -> None:
         for name in ("bench.py", "model.py"):
             with self.subTest(name=name):
