@@ -6148,8 +6148,10 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read) if options.configs else []
     whole = planner.plan(options, configs)
     job.plan = take_shard(whole, options.shard) if options.shard else whole
-    if not job.plan:
-        raise UsageError(f"--shard {options.shard}: no experiment is left of {len(whole)}")
+    if not job.plan:  # an array may have more elements than there are experiments
+        nothing = f"--shard {options.shard}: no experiment is left of {len(whole)}, nothing to do"
+        print_whole([] if options.quiet else [nothing])
+        return 0
     job.to_run = [each.name for each in job.plan]
     job.notes += dict.fromkeys(
         f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)
