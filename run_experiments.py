@@ -2939,7 +2939,7 @@ class Process:
         elif now >= self.deadline and self.kill_left:
             self.give_up(left)
         elif now >= self.deadline:
-            named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 80)})" for pid in left)
+            named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 200)})" for pid in left)
             self.remark(f"killed what it left behind: {named}")
             self.group.kill()
             self.kill_left = True

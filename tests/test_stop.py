@@ -326,6 +326,35 @@ class StopSignalTest(StopCase):
 class LeftBehindTest(StopCase, FaultyCase):
     """What outlives a training that has ended by itself."""
 
+    def test_when_the_leader_alone_is_killed_its_children_are_ended_and_named(self) -> None:
+        """As the kernel's out-of-memory killer, or somebody's kill -9, may do it."""
+        self.config("one", "fork_off(lambda: (deaf(), note_pid(), live_on()))\nawait_file('pids')\nlive_on()")
+        runner = self.start_faulty(QUICK, "--configs", "one.py")
+        [child] = self.pids(1)
+        self.wait_for_event("one: started")
+        os.kill(int(wait_for(lambda: self.metadata_pid("one"), "the leader's pid")), signal.SIGKILL)
+        self.said(runner, 1)
+        result = self.result("one")
+        self.assertEqual(
+            (result["status"], result["signal"], result["error"]), ("failed", "SIGKILL", "killed by SIGKILL")
+        )
+        self.assertRegex(
+            "".join(result["warnings"]), rf"killed what it left behind: pid {child} \(.*train_run\.py one\.py"
+        )
+        self.assertFalse(is_running(child))
+
+    def test_a_worker_alone_that_is_killed_is_the_trainings_own_affair(self) -> None:
+        """As where a memory limit's killer takes a worker only: the training tells of it and ends, or goes on."""
+        worker = (
+            "pid = os.fork()\nif not pid:\n    os.kill(os.getpid(), signal.SIGKILL)\n_, code = os.waitpid(pid, 0)\n"
+        )
+        self.config("ends", worker + "raise RuntimeError(f'worker is killed by signal {code}')")
+        self.config("goes_on", worker + "print('on')")
+        self.forked("--configs", "ends.py", "goes_on.py", expect=1)
+        self.assertEqual(self.statuses(), {"ends": "failed", "goes_on": "completed"})
+        self.assertEqual(self.result("ends")["error"], "exit code 1: RuntimeError: worker is killed by signal 9")
+        self.assertEqual(self.log("goes_on"), b"on\n")
+
     def test_what_stays_in_the_group_is_killed_and_a_daemon_that_holds_the_output_is_not_waited_for(self) -> None:
         flood = "def flood():\n    while True:\n        os.write(1, b'flood\\n' * 1000)\n        os.write(2, b'flood\\n' * 1000)\n"
         stay = "def stay():\n    deaf()\n    {}\n    note_pid()\n"
