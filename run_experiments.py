@@ -3128,13 +3128,40 @@ class Ward:
     leader: int
     started: str
     folder: str
+    mark: bytes  # what stands in the environment of all that belongs to it
+
+
+class OrphanedGroup(Group):
+    """The group of a runner that is dead: with all that bears its mark, whatever session that has gone to."""
+
+    def __init__(self, ward: Ward) -> None:
+        super().__init__(ward.leader)
+        self.mark = ward.mark
+
+    def members(self) -> list[int]:
+        self.remember_strays()
+        living = [pid for pid, started in self.strays.items() if started_at(pid) == started]
+        return [*super().members(), *living]
+
+    def signal(self, number: int) -> None:
+        super().signal(number)
+        self.remember_strays()
+        self.signal_strays(number)
+
+    def remember_strays(self) -> None:
+        super().remember_strays()
+        for pid in all_pids():
+            if has_mark(pid, self.mark):
+                found = process_info(pid)
+                if found and found.group != self.leader:
+                    self.strays[pid] = found.started
 
 
 def run_guardian(pipe: int, token: str, rules: StopRules) -> NoReturn:
     """The guardian from its first step to its last; never returns to what the runner was doing."""
     try:
         detach(pipe)
-        wards, launches, is_over = read_wards(pipe)
+        wards, launches, is_over = read_wards(pipe, token)
         if not is_over:
             end_all(wards, rules, lambda: find_untold(token, launches))
     finally:
@@ -3157,16 +3184,16 @@ def detach(pipe: int) -> None:
     os.chdir("/")
 
 
-def read_wards(pipe: int) -> tuple[list[Ward], int, bool]:
+def read_wards(pipe: int, token: str) -> tuple[list[Ward], int, bool]:
     """What runs when the pipe ends, how many launches were told, and whether the runner has said goodbye."""
-    wards: dict[int, Ward] = {}
+    wards: dict[int, Ward] = {}  # by their leaders
     launches = 0
     with open(pipe, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
             sign, words = line[:1], line[1:].rstrip("\n").split(" ", 3)
             if sign == "+" and len(words) == 4:
                 launches = int(words[2])
-                wards[int(words[0])] = Ward(int(words[0]), words[1], words[3])
+                wards[int(words[0])] = Ward(int(words[0]), words[1], words[3], mark_of(token, launches))
             elif sign == "-":
                 wards.pop(int(words[0]), None)
             elif line == "bye\n":
@@ -3176,14 +3203,18 @@ def read_wards(pipe: int) -> tuple[list[Ward], int, bool]:
 
 def find_untold(token: str, launches: int) -> list[Ward]:
     """The training that was launched as the runner was killed, and of which it could not tell any more."""
-    mark = f"{MARK}={token}:{launches + 1}".encode()
-    return [Ward(pid, started_at(pid) or "?", "") for pid in all_pids() if has_mark(pid, mark)]
+    mark = mark_of(token, launches + 1)
+    found = [info for info in map(process_info, filter(lambda pid: has_mark(pid, mark), all_pids())) if info]
+    return [Ward(info.pid, info.started, "", mark) for info in found if info.group == info.pid]
+
+
+def mark_of(token: str, launch: int) -> bytes:
+    return f"{MARK}={token}:{launch}".encode()
 
 
 def has_mark(pid: int, mark: bytes) -> bool:
-    """Whether a process leads a group that bears this mark in its environment."""
     with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-        return mark in file.read().split(b"\0") and os.getpgid(pid) == pid
+        return mark in file.read().split(b"\0")
     return False
 
 
@@ -3209,11 +3240,10 @@ def end_all(wards: Sequence[Ward], rules: StopRules, find_more: Callable[[], lis
 
 def end_of(ward: Ward, rules: StopRules) -> Optional[Ending]:
     """The end of a group, once begun; None where nothing of it runs any more."""
-    group = Group(ward.leader)
+    group = OrphanedGroup(ward)
     is_another = group.started is not None and ward.started not in ("?", group.started)
     if is_another or not group.members():
         return None
-    group.remember_strays()
     return Ending(group, replace(rules, folder=ward.folder), time.monotonic())
 
 
