@@ -551,6 +551,59 @@ def page(bench: Bench) -> Figures:
     return shown(bench, "--report")
 
 
+# ------------------------------------------------------------------------------------------------------- shards
+
+
+@row("shard-plan", "planning one of 100 shards of 10,000", "-", within(2))
+def shard_plan(bench: Bench) -> Figures:
+    """Seconds of a dry run; the note has its peak memory, in MB (10^6 bytes), for which the goal is 60."""
+    values = ",".join(map(str, range(bench.scaled(100))))
+    command = bench.runner(["true"], 1, "--sweep", f"seed={values}", "--sweep", f"n_layer={values}")
+    command += ["--shard", "2/100", "--dry_run"]
+    peaks: list[float] = []
+
+    def once() -> float:
+        began = time.monotonic()
+        process = subprocess.Popen(command, cwd=bench.folder, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        usage = os.wait4(process.pid, 0)[2]
+        process.returncode = 0  # it is reaped
+        peaks.append(usage.ru_maxrss * 1024 / MB)
+        return time.monotonic() - began
+
+    figures = bench.in_turns("s", once)
+    figures.note = f"peak memory {statistics.median(peaks):.1f} MB"
+    return figures
+
+
+@functools.cache
+def shards(bench: Bench) -> list[str]:
+    """A hundred batches of a hundred experiments: one that has run, and its copies."""
+    kept = dataclasses.replace(bench, folder=bench.folder / "shards")
+    kept.folder.mkdir()
+    kept.run(kept.runner(["true"], kept.scaled(100)))
+    batch = (kept.folder / "out" / "latest").resolve(strict=True)
+    places = [kept.folder / "job" / str(number) for number in range(kept.scaled(100))]
+    for place in places:
+        shutil.copytree(batch, place)
+    return list(map(str, places))
+
+
+@row("shards-status", "--status over 100 batches of 100", "-", within(1))
+def shards_status(bench: Bench) -> Figures:
+    command = [sys.executable, str(RUNNER), "--status", *shards(bench)]
+    return Figures("s", [bench.run(command) for _ in range(bench.rounds)])
+
+
+@row("shards-page", "--report over 100 batches of 100", "-", within(2))
+def shards_page(bench: Bench) -> Figures:
+    """The note has the page's size, for which the goal is 5 MB."""
+    places = shards(bench)
+    command = [sys.executable, str(RUNNER), "--report", *places]
+    figures = Figures("s", [bench.run(command) for _ in range(bench.rounds)])
+    figures.note = f"{Path(places[0]).parent.joinpath('report.html').stat().st_size / MB:.1f} MB"
+    return figures
+
+
 # -------------------------------------------------------------------------------------------------- the program
 
 
