@@ -5288,7 +5288,7 @@ class Batch:
         try:
             if planned.problem:
                 raise UsageError(planned.problem)
-            self.start(self.on_device(planned, slot), result, slot)
+            self.start(on_device(self.options, self.planner, planned, slot), result, slot)
             return
         except Shortage:
             raise
@@ -5302,14 +5302,6 @@ class Batch:
         result.start_time = now_iso()
         result.duration_seconds = 0.0
         self.end_attempt(planned, result)
-
-    def on_device(self, planned: Experiment, slot: Slot) -> Experiment:
-        """The experiment with the device of its slot; a --command has that filled in."""
-        if slot.device is None or self.options.command:
-            return planned
-        overrides = {**planned.overrides, "device": slot.device}
-        made = self.planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
-        return replace(made, launched_config=planned.launched_config)
 
     def start(self, experiment: Experiment, result: Result, slot: Slot) -> None:
         """Take what a launch needs, lay out the experiment's directory, start its process."""
