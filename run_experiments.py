@@ -4732,87 +4732,40 @@ class CodeWatch:
 # ---- the loop
 
 
-@dataclass
+@dataclass(eq=False)
 class Attempt:
     """A training that runs, and what the batch knows of it."""
 
-    planned: Experiment
     result: Result
     slot: Slot
     folder: str
+    take_up: TakeUp
+    metadata: dict[str, Any]
+    config_used: dict[str, bytes]  # path -> the config, where there is one
     process: Process
     tees: list[Tee]
     readers: dict[str, LineReader]  # by stream
-    take_up: TakeUp
-    kept: dict[str, bytes]  # the runner's own files, which are put back where the training removes them
     stderr_start: int  # the bytes before it are of earlier attempts
-    stopped_as: Optional[Status] = None  # where the batch has ended it
-    is_config_checked: bool = False
+    stopped_as: Status = Status.TIMEOUT  # unless the batch has ended it for another reason
+
+    def own_files(self) -> dict[str, bytes]:
+        """The runner's own files in the experiment's directory, by their paths."""
+        return {os.path.join(self.folder, METADATA): json_bytes(self.metadata), **self.config_used}
 
 
-@dataclass
-class Launched:
-    """An attempt of which git has not told yet which code it runs."""
-
-    result: Result
-    path: str  # of its metadata
-    metadata: dict[str, Any]
-    code: Optional[CodeFiles]  # as they were at its launch
-    question: int  # the number of the one that git is to answer
-
-
-class Shortage(Exception):
-    """There is no room just now; its text says for what."""
-
-
-def as_shortage(error: Exception) -> Exception:
-    """A passing shortage, or the error itself."""
+def shortage_in(error: Exception) -> str:
+    """What there is no room for just now; empty where an error is another one."""
     if isinstance(error, RuntimeError):
-        return Shortage("no thread can be had")
-    if isinstance(error, OSError) and error.errno in SHORTAGES:
-        return Shortage(f"{error.strerror}")
-    return error
-
-
-class Undo:
-    """Puts a directory back as it was before a launch that failed for lack of room."""
-
-    def __init__(self, folder: str, paths: Sequence[str]) -> None:
-        self.before = {path: read_or_none(path) for path in paths}
-        self.new_logs = [path for path in log_paths(folder) if not os.path.exists(path)]
-        self.logs: dict[str, Log] = {}
-
-    def run(self, is_shortage: bool) -> None:
-        for log in self.logs.values():
-            log.close()
-        if not is_shortage:
-            return  # what was tried, and failed for good, is to be seen
-        for path, data in self.before.items():
-            with contextlib.suppress(OSError):
-                if data is None:
-                    os.unlink(path)
-                else:
-                    write_file(path, data, sync=False)
-        for path in self.new_logs:
-            with contextlib.suppress(OSError):
-                os.unlink(path)
-
-
-def read_or_none(path: str) -> Optional[bytes]:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read()
-    return None
-
-
-def log_paths(folder: str) -> list[str]:
-    return [os.path.join(folder, file) for file in LOGS.values()]
+        return "no thread can be had"
+    return str(error.strerror) if isinstance(error, OSError) and error.errno in SHORTAGES else ""
 
 
 def slots_of(options: Options, gpus: Sequence[str] = ()) -> list[Slot]:
     """`gpus` are those of this machine that may be used, for --gpus."""
-    if options.gpus:
-        groups = [gpus[start : start + options.gpus] for start in range(0, len(gpus) - options.gpus + 1, options.gpus)]
-        return [Slot(number, gpus=",".join(group)) for number, group in enumerate(groups)]
+    size = options.gpus
+    if size:
+        starts = range(0, len(gpus) - size + 1, size)
+        return [Slot(number, gpus=",".join(gpus[start : start + size])) for number, start in enumerate(starts)]
     devices: Sequence[Optional[str]] = options.devices or [None] * options.jobs
     return [Slot(number, device) for number, device in enumerate(devices)]
 
@@ -4820,11 +4773,75 @@ def slots_of(options: Options, gpus: Sequence[str] = ()) -> list[Slot]:
 def next_result(before: Result, slot: Slot) -> Result:
     """The result of the attempt that comes next, as far as it is known before it begins."""
     kept = ("config_name", "config_path", "experiment_dir", "overrides", "settings", "max_iters", "log_files")
-    result = Result(**{key: getattr(before, key) for key in kept})
-    result.attempts, result.total_seconds = before.attempts, total_elapsed(before)
+    result = Result(**{key: getattr(before, key) for key in kept}, status=Status.RUNNING, start_time=now_iso())
+    result.attempts, result.total_seconds = before.attempts + 1, total_elapsed(before)
+    if before.attempts:
+        result.attempt_history = [*before.attempt_history, past(before)]
     result.device = slot.device or (f"gpu {slot.gpus}" if slot.gpus else None)
-    result.attempt_history = list(before.attempt_history)
     return result
+
+
+def judge(result: Result, stop: Optional[tuple[Status, str]], stderr: str, is_strict: bool) -> list[str]:
+    """Tell from its return code, from its stderr, and from as what and why it was stopped, how an attempt ended.
+
+    Returns warnings; a strict trainer is one that prints steps."""
+    cautions: list[str] = []
+    ended = ""
+    if result.return_code is not None:
+        result.signal, ended = end_in_words(result.return_code)
+    result.status, result.error = stop or (Status.FAILED, ended)
+    if not stop and result.return_code == 0:
+        result.status, result.error = Status.COMPLETED, None
+        cautions = doubt(result, is_strict)
+    if result.status is not Status.COMPLETED:
+        explain(result, stderr, is_stopped=stop is not None)
+    return cautions
+
+
+def explain(result: Result, stderr: str, is_stopped: bool) -> None:
+    """What stderr says of the end of an attempt."""
+    result.stderr_tail = "\n".join(stderr.splitlines()[-20:])
+    if result.status is Status.INTERRUPTED or result.diverged:
+        return
+    said = error_line(stderr)
+    is_answer = is_stopped and said == "KeyboardInterrupt"  # to the runner's own signal
+    if said and not is_answer:
+        result.error = f"{result.error}: {said}"
+    if result.status is Status.FAILED:
+        result.hint = hint_for(f"{stderr}\n{result.error}")
+
+
+def doubt(result: Result, is_strict: bool) -> list[str]:
+    """An exit code of 0 is no success where the loss says otherwise, and not all of the truth where steps lack."""
+    metrics = result.metrics
+    advice = "the loss is not finite: try a smaller --learning_rate"
+    losses = (metrics.train_loss, metrics.val_loss)
+    bad = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
+    if metrics.diverged_since is not None:
+        result.status, result.diverged, result.hint = Status.FAILED, True, advice
+        result.error = f"exit code 0, but the loss is {next(iter(bad), math.nan)} since step {metrics.diverged_since}"
+        return []
+    if bad:
+        return [advice]
+    if metrics.first_step is None:
+        return ["printed no step"] if is_strict else []
+    is_early = or_else(metrics.step, 0) + or_else(metrics.largest_gap, 0) < or_else(result.max_iters, 0)
+    return [f"ended at step {metrics.step} of {result.max_iters}"] if is_early else []
+
+
+def end_in_line(result: Result) -> str:
+    """How an attempt ended, for the master log."""
+    metrics = result.metrics
+    parts = [f"{result.config_name}: {result.status} after {show_duration(result.duration_seconds)}"]
+    if metrics.step is not None:
+        parts.append(f"step {metrics.step}, val loss {show_loss(metrics.val_loss)}")
+    return "; ".join([*parts, *filter(None, [result.error, result.hint and f"hint: {result.hint}"])])
+
+
+def table_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
+    """The table at the end of a batch."""
+    counts = show_counts(count_statuses(results))
+    return [*result_lines(results, width), *group_lines(seed_groups(results), width), counts]
 
 
 def mark_attempt(log: Log, text: str) -> None:
@@ -4833,15 +4850,57 @@ def mark_attempt(log: Log, text: str) -> None:
     log.write([start, stamp("RUNNER"), text.encode(), b"\n"])
 
 
+def discard(log: Log) -> None:
+    """There is no training that would write to a log: leave none behind that is empty."""
+    if not os.fstat(log.descriptor).st_size:
+        os.unlink(log.path)
+    log.close()
+
+
+def config_as_read(experiment: Experiment) -> bytes:
+    """The config as the trainer will read it; raises UsageError where it can't be read."""
+    path = experiment.launched_config or experiment.config
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError as error:
+        if shortage_in(error):
+            raise
+        raise UsageError(f"config can't be used: {path}: {error.strerror}") from None
+
+
+def keep_only_checkpoint(experiment: Experiment, folder: str, attempts: int, options: Options) -> None:
+    """Keep a copy of the only checkpoint from which an attempt would continue. Raises OSError and shutil.Error."""
+    checkpoint = take_up(experiment, folder, attempts, options).checkpoint
+    if checkpoint and len(checkpoints(folder, options.checkpoints)) == 1 and needs_copy(checkpoint):
+        keep_copy(checkpoint)
+
+
+def set_checkpoint_aside(checkpoint: str) -> str:
+    """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
+    copy = kept_copy(checkpoint)
+    os.rename(checkpoint, checkpoint + ASIDE)
+    if copy:
+        os.rename(copy, checkpoint)
+    return f"{os.path.basename(checkpoint)}{ASIDE}{'; its kept copy is used' if copy else ''}"
+
+
+def reap_orphans(own: Collection[int]) -> None:
+    """As pid 1 of a container: take the exit of what has lost its parent, but not of trainings."""
+    for each in processes():
+        if each.parent == 1 and each.state == "Z" and each.pid not in own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(each.pid, os.WNOHANG)
+
+
 def program() -> list[str]:
     """How this program was called, as far as a user would type it again."""
     if not sys.argv[0].endswith(".py"):
         return [sys.argv[0]]
     short = os.path.basename(sys.executable)
-    found = shutil.which(short)
     # By its place, not by where its link leads: an environment's Python is a link to the one that made it.
-    is_same = found is not None and os.path.abspath(found) == os.path.abspath(sys.executable)
-    return [short if is_same else sys.executable, sys.argv[0]]
+    is_found = os.path.abspath(shutil.which(short) or "") == os.path.abspath(sys.executable)
+    return [short if is_found else sys.executable, sys.argv[0]]
 
 
 class Batch:
@@ -4859,36 +4918,40 @@ class Batch:
         slots: Sequence[Slot],
     ) -> None:
         self.options, self.planner, self.results, self.recorder = options, planner, results, recorder
-        self.folder, self.console = recorder.folder, recorder.console
+        self.folder, self.console, self.say = recorder.folder, recorder.console, recorder.say
+        self.place = os.path.abspath(self.folder)
         self.plan = {each.name: each for each in plan}
-        self.frozen = {each.name: each for each in frozen.experiments}
-        self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self.digests = {each.name: each.config_sha256 for each in frozen.experiments}
+        self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in to_run)
-        self.free = list(slots)
-        self.slots = len(slots)
-        self.running: dict[int, Attempt] = {}  # by the number of their launch
-        self.launches = 0
-        self.preparing = 0  # attempts that wait for the scribe, or for the copy of their only checkpoint
-        self.launched: set[str] = set()  # experiments that have had an attempt in this run
+        self.free, self.slots = list(slots), len(slots)
+        self.preparing = 0  # attempts whose directory is made ready to be used again
+        self.running: list[Attempt] = []
         self.retries: Counter[str] = Counter()
         self.failed: set[str] = set()  # in this run
         self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, which could not be read
         self.stopped_by: Optional[int] = None
         self.signalled = (0, -math.inf)  # the latest signal, and when it came
-        self.ignored: list[int] = []  # signals that the runner was started to ignore
         self.obstacle = ""  # why nothing more is launched
-        self.short_since: Optional[float] = None  # since when there is no room for a launch
-        self.retry_at, self.pause = 0.0, 1.0  # when it is tried again, and the seconds until the time after that
+        self.pause = 0.0  # seconds between two tries, while there is no room for a launch
+        self.retry_at = 0.0  # when it is tried next
+        self.ran_at = 0.0  # when something could run last, or the shortage began
         self.largest_checkpoint = 0  # bytes
         self.draw_due = 0.0 if self.console.live else math.inf
-        self.code, self.answers = CodeState(None), 0
         copied = [each.config for each in plan if each.launched_config != each.config]
         self.watch = CodeWatch(options.train_script, copied, self.post_code)
-        self.without_code: list[Launched] = []  # those that wait for git's answer
-        self.script_lines = lines_like_metrics(read_or_none(options.train_script) or b"")
+        self.answers = {0: CodeState(None)}  # what git has said, by the numbers of the questions
+        self.unanswered: defaultdict[int, list[Callable[[CodeState], None]]] = defaultdict(list)  # who waits for it
+        self.script_lines: frozenset[bytes] = frozenset()
+        with contextlib.suppress(OSError), open(options.train_script, "rb") as file:
+            self.script_lines = lines_like_metrics(file.read())
         self.patterns = compile_metrics(options.metrics)
-        self.threads = 0  # what a training may use of the cores; 0: not said
+        self.share: dict[str, str] = {}  # of the cores, as variables for each training
         self.guardian: Optional[Guardian] = None
+        launcher = shlex.split(options.launcher or options.command)
+        if options.command and os.path.basename(launcher[0]).startswith("python"):
+            launcher = []
+        self.rules = StopRules(options.stop_signal, options.grace, tuple(launcher), "", options.checkpoints)
         recorder.on_write_error = lambda path, error: self.events.put(lambda: self.on_write_error(path, error))
 
     def run(self) -> int:
@@ -4909,7 +4972,7 @@ class Batch:
             if self.guardian and not self.running:
                 self.guardian.say_goodbye()  # else it ends them, once this process is gone
             elif not self.guardian:
-                for attempt in self.running.values():
+                for attempt in self.running:
                     attempt.process.group.kill()
 
     def share_cores(self) -> None:
@@ -4918,15 +4981,16 @@ class Batch:
             return
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        self.threads = max(1, cores // self.slots)
-        self.say(f"each training gets OMP_NUM_THREADS={self.threads}: {count_of(cores, 'core')}, {self.slots} slots")
+        self.share = {"OMP_NUM_THREADS": str(max(1, cores // self.slots))}
+        told = shell_line([f"{key}={value}" for key, value in self.share.items()])
+        self.say(f"each training gets {told}: {count_of(cores, 'core')}, {self.slots} slots")
 
     # ---- signals and other events
 
     def start_helpers(self) -> None:
         """Fork the guardian, then start the threads; raises UsageError where these can't be had."""
         try:
-            self.guardian = Guardian(self.stop_rules(""))
+            self.guardian = Guardian(self.rules)
         except OSError as error:
             self.say(f"no guardian: {error.strerror}; if the runner is killed, its trainings live on")
         try:
@@ -4937,13 +5001,6 @@ class Batch:
             raise UsageError(f"no room for the runner's own pipe and threads: {error}") from None
         self.watch.ask()
 
-    def stop_rules(self, folder: str) -> StopRules:
-        launcher = tuple(shlex.split(self.options.launcher or self.options.command))
-        if self.options.command and os.path.basename(launcher[0]).startswith("python"):
-            launcher = ()
-        place = os.path.abspath(folder) if folder else ""
-        return StopRules(self.options.stop_signal, self.options.grace, launcher, place, self.options.checkpoints)
-
     def catch_signals(self) -> None:
         """Have signals come as events, through a pipe that Python's own C handler writes and a thread reads.
 
@@ -4952,68 +5009,66 @@ class Batch:
         source, sink = os.pipe()
         os.set_blocking(sink, False)
         signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
+        ignored = {number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN}
+        suspend = {signal.SIGTSTP} if self.console.live else set()
+        kept = ignored & {signal.SIGHUP}  # nohup's wish is kept, for the trainings too
 
         def pass_on() -> None:
             while True:
-                for number in os.read(source, 1):
+                number = os.read(source, 1)[0]
+                if number not in ignored:
                     self.events.put(functools.partial(self.on_signal, number))
 
         threading.Thread(target=pass_on, name="signals", daemon=True).start()
-        suspend = [signal.SIGTSTP] if self.console.live else []
-        for number in (*STOP_SIGNALS, *suspend):
-            if signal.getsignal(number) == signal.SIG_IGN:
-                self.ignored.append(number)
-                if number == signal.SIGHUP:
-                    continue  # nohup's wish is kept, for the trainings too
+        for each in {*STOP_SIGNALS, signal.SIGCHLD, *suspend} - kept:
             # Else a training would inherit that the signal is ignored, and not hear the runner's.
-            signal.signal(number, lambda *_: None)
-        signal.signal(signal.SIGCHLD, lambda *_: None)
+            signal.signal(each, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def on_signal(self, number: int) -> None:
+        now, before = time.monotonic(), self.signalled
         if number == signal.SIGCHLD:
             self.on_child()
         elif number == signal.SIGTSTP:
             self.on_suspend()
-        elif number not in self.ignored:
-            self.on_stop_signal(number)
+        else:
+            self.signalled = (number, now)
+            if before[0] != number or now >= before[1] + ECHO:
+                self.stop(number, now)
 
     def on_child(self) -> None:
         """A child has ended: a training's leader, which its Process sees, the guardian, or an orphan of pid 1's."""
         if self.guardian and self.guardian.has_died():
             self.say("the guardian was killed: if the runner is killed too, its trainings live on")
             self.guardian = None
-        if os.getpid() != 1:
-            return
-        own = {attempt.process.group.leader for attempt in self.running.values()}
-        for each in processes():
-            if each.parent == 1 and each.state == "Z" and each.pid not in own:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(each.pid, os.WNOHANG)
+        if os.getpid() == 1:
+            reap_orphans({attempt.process.group.leader for attempt in self.running})
 
-    def on_stop_signal(self, number: int) -> None:
-        now, before = time.monotonic(), self.signalled
-        self.signalled = (number, now)
-        if before[0] == number and now < before[1] + ECHO:
-            return
+    def on_suspend(self) -> None:
+        """Ctrl+Z stops the runner alone, the training goes on; the terminal is left clean."""
+        self.console.draw([])
+        self.console.settle(1.0)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self.draw_due = time.monotonic()
+
+    def stop(self, number: int, now: float) -> None:
+        """A signal asks all that runs to end, a second one ends it at once."""
         if self.stopped_by is not None:
-            for attempt in self.running.values():
+            for attempt in self.running:
                 attempt.process.hurry(now)
             return
         self.stopped_by = number
-        name = signal_name(number)
-        for attempt in self.running.values():  # the signals leave before anything is said
-            self.stop_attempt(attempt, Status.INTERRUPTED, f"stopped by {name}")
-        self.say(f"{name}: {self.what_follows()}")
+        for attempt in self.running:  # the signals leave before anything is said
+            self.stop_attempt(attempt, Status.INTERRUPTED, f"stopped by {signal_name(number)}")
+        self.say(f"{signal_name(number)}: {self.what_follows()}")
 
     def what_follows(self) -> str:
         """What a stop has done, and what happens next."""
-        endings = [attempt.process.ending for attempt in self.running.values()]
-        asked = Counter(signal_name(each.sent[0])[3:] for each in endings if each and each.sent)
+        first = [(*each.process.ending.sent, 0)[0] for each in self.running if each.process.ending]
+        asked = Counter(signal_name(number)[3:] for number in first if number)
         told = [f"{name} sent to {count_of(number, 'training')}" for name, number in asked.items()]
-        held_back = sum(1 for each in endings if each and not each.sent)
-        if held_back:
-            told.append(f"{count_of(held_back, 'training')} asked once no checkpoint is being written")
+        if 0 in first:
+            told.append(f"{count_of(first.count(0), 'training')} asked once no checkpoint is being written")
         if not told:
             return "stopping"
         again = "Ctrl+C again" if self.stopped_by == signal.SIGINT else "once more"
@@ -5026,19 +5081,13 @@ class Batch:
             if attempt.process.ending:
                 attempt.stopped_as = status
 
-    def on_suspend(self) -> None:
-        """Ctrl+Z stops the runner alone, the training goes on; the terminal is left clean."""
-        self.console.draw([])
-        self.console.settle(1.0)
-        os.kill(os.getpid(), signal.SIGSTOP)
-        self.draw_due = time.monotonic()
-
     def on_write_error(self, path: str, error: Exception) -> None:
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        number = getattr(error, "errno", None)
+        if number in (errno.EMFILE, errno.ENFILE):
             return  # it is tried again at the end, and there are descriptors then
-        why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         self.say(f"error: can't write {path}: {why}", even_if_quiet=True)
-        if isinstance(error, OSError) and error.errno == errno.EROFS:
+        if number == errno.EROFS:
             self.stop_launching(f"can't write {path}: {why}")
 
     def post_code(self, question: int, state: CodeState) -> None:
@@ -5046,40 +5095,42 @@ class Batch:
 
     def on_code(self, question: int, state: CodeState) -> None:
         """git has answered: keep what it says with the batch, or with the attempts that have waited for it."""
-        self.answers += 1
-        if question == self.watch.asked:
-            self.code = state
-        waiting = [each for each in self.without_code if each.question == question]
-        self.without_code = [each for each in self.without_code if each.question != question]
-        folders = [os.path.dirname(each.path) for each in waiting]
-        if question == 1:
-            folders = [self.folder]
-            self.recorder.head["git"] = state.git
-            self.recorder.renew()
-        for each in waiting:
-            each.metadata["git"] = state.git
-            self.recorder.save_json(each.path, each.metadata)
-            self.compare_code(each)
+        self.answers[question] = state
         if state.note:
             self.say(state.note)
-        for folder in folders if state.patch else ():
-            path = os.path.join(folder, PATCH)
+        if question == 1:
+            self.recorder.head["git"] = state.git
+            self.recorder.renew()
+            self.save_patch(self.folder, state)
+            state = CodeState(state.git)  # the patch is kept once
+        for tell in self.unanswered.pop(question, ()):
+            tell(state)
+
+    def note_code(
+        self, result: Result, folder: str, metadata: dict[str, Any], code: Optional[CodeFiles], state: CodeState
+    ) -> None:
+        """git has told which code an attempt runs; it may have ended meanwhile."""
+        metadata["git"] = state.git
+        self.recorder.save_json(os.path.join(folder, METADATA), metadata)
+        self.save_patch(folder, state)
+        self.compare_code(result, folder, code)
+
+    def save_patch(self, folder: str, state: CodeState) -> None:
+        path = os.path.join(folder, PATCH)
+        if state.patch:
             self.recorder.save(path, functools.partial(write_file, path, state.patch), path)
 
-    def compare_code(self, launched: Launched) -> None:
-        """Warn where an attempt ran other code than the batch began with; it may have ended meanwhile."""
-        result, changed = launched.result, []
+    def compare_code(self, result: Result, folder: str, code: Optional[CodeFiles]) -> None:
+        """Warn where an attempt ran other code than the batch began with."""
+        changed: list[str] = []
         with contextlib.suppress(OSError):  # the working directory has gone
-            changed = self.watch.changed(launched.code)
+            changed = self.watch.changed(code)
         if not changed:
             return
         self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
         self.recorder.changed(result)
         if result.status is not Status.RUNNING:
-            self.recorder.save_json(os.path.join(os.path.dirname(launched.path), RESULT), to_json(result))
-
-    def say(self, text: str, even_if_quiet: bool = False) -> None:
-        self.recorder.say(text, even_if_quiet)
+            self.recorder.save_json(os.path.join(folder, RESULT), to_json(result))
 
     def warn(self, result: Result, text: str) -> None:
         result.warnings.append(text)
@@ -5089,14 +5140,12 @@ class Batch:
 
     def wait(self) -> None:
         """Sleep until an event or the next deadline; then take the events that are there."""
-        if not self.running and not self.preparing and not self.is_short():
-            return
-        processes_now = [attempt.process for attempt in self.running.values()]
-        due = min([self.recorder.next_due(), self.draw_due, *(each.next_look() for each in processes_now)])
-        if self.is_short():
-            due = min(due, self.retry_at)
         now = time.monotonic()
-        counts_time = any(each.deadline < math.inf for each in processes_now)
+        all_running = [attempt.process for attempt in self.running]
+        due = min([self.recorder.next_due(), self.draw_due, *(each.next_look() for each in all_running)])
+        if self.may_launch() and self.free:
+            due = min(due, self.retry_at)
+        counts_time = any(each.deadline < math.inf for each in all_running)
         if counts_time:
             due = min(due, now + TICK)
         self.take_events(None if due == math.inf else max(0.0, due - now))
@@ -5106,7 +5155,7 @@ class Batch:
     def take_events(self, timeout: Optional[float]) -> None:
         """Wait so long (None: as long as it takes) for an event, and take all that have come."""
         with contextlib.suppress(queue.Empty):
-            event = self.events.get(timeout=timeout) if timeout != 0.0 else self.events.get_nowait()
+            event = self.events.get(timeout != 0.0, timeout)
             while True:
                 event()
                 event = self.events.get_nowait()
@@ -5116,25 +5165,24 @@ class Batch:
         lid), and no deadline may count that time. The same for a training that was stopped by itself."""
         now = time.monotonic()
         late = now - expected
-        for attempt in self.running.values():
-            process = attempt.process
+        for process in [attempt.process for attempt in self.running]:
             if late > TICK / 2:
                 process.suspend(late, now)
             elif process.phase is Phase.RUNNING and now >= process.deadline - TICK and process.group.is_suspended():
                 process.suspend(TICK, now)
 
     def step_all(self) -> None:
-        for number, attempt in list(self.running.items()):
+        for attempt in list(self.running):
             process = attempt.process
             process.step(time.monotonic())
             if process.has_news:
                 process.has_news = False
                 self.take_news(attempt)
             for text in process.remarks:
-                self.say(f"{attempt.planned.name}: {text}")
+                self.say(f"{attempt.result.config_name}: {text}")
             process.remarks.clear()
             if process.phase is Phase.OVER:
-                del self.running[number]
+                self.running.remove(attempt)
                 self.finish(attempt)
 
     def take_news(self, attempt: Attempt) -> None:
@@ -5149,194 +5197,171 @@ class Batch:
 
     def take_stream(self, attempt: Attempt, news: News) -> None:
         result = attempt.result
+        had_none = result.metrics.first_step is None
         add_metrics(result.metrics, news.metrics)
         for line in news.evaluations:
             self.say(f"{result.config_name}: {line.decode(errors='replace')}")
         if self.options.stop_on_nan and (news.not_finite_in_a_row >= 3 or news.evaluation_not_finite):
             self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
             result.diverged = attempt.stopped_as is Status.FAILED
-        if result.metrics.first_step is not None and not attempt.is_config_checked:
-            attempt.is_config_checked = True
+        if had_none and result.metrics.first_step is not None:
             self.check_config(attempt)
 
     def check_config(self, attempt: Attempt) -> None:
-        """A trainer that reads the original config, not the frozen copy, may have read an edited one."""
-        planned = attempt.planned
+        """At the first step: a trainer that reads the original config, not its copy, may have read an edited one."""
+        planned = self.plan[attempt.result.config_name]
         reads_original = planned.config and planned.launched_config in ("", planned.config)
-        if reads_original and file_sha256(planned.config) != self.frozen[planned.name].config_sha256:
+        if reads_original and file_sha256(planned.config) != self.digests[planned.name]:
             self.warn(attempt.result, f"{planned.config} was edited since the batch began, and may have been read so")
 
     def refresh_views(self) -> None:
         now = time.monotonic()
         self.recorder.refresh(self.results, now)
-        if now >= self.draw_due:
-            for attempt in self.running.values():
-                self.note_last_line(attempt)
-            running = [attempt.result for attempt in self.running.values()]
-            self.console.draw(live_lines(running, list(self.results.values()), self.slots, terminal_size()))
-            self.draw_due = now + DRAW
-
-    def note_last_line(self, attempt: Attempt) -> None:
-        """Of a trainer that prints no step the last line is what there is to show."""
-        if attempt.result.metrics.step is None:
-            lines = [reader.last_line() for reader in attempt.readers.values()]
-            attempt.result.last_line = next(filter(None, lines), "")
+        if now < self.draw_due:
+            return
+        for attempt in self.running:
+            if attempt.result.metrics.step is None:  # then the last line is what there is to show
+                lines = [reader.last_line() for reader in attempt.readers.values()]
+                attempt.result.last_line = next(filter(None, lines), "")
+        running = [attempt.result for attempt in self.running]
+        self.console.draw(live_lines(running, list(self.results.values()), self.slots, terminal_size()))
+        self.draw_due = now + DRAW
 
     # ---- launching
 
     def may_launch(self) -> bool:
-        return bool(self.waiting) and self.stopped_by is None and not self.obstacle
+        return bool(self.waiting) and self.is_going_on()
 
-    def is_short(self) -> bool:
-        return self.short_since is not None and self.may_launch()
+    def is_going_on(self) -> bool:
+        return self.stopped_by is None and not self.obstacle
 
     def fill_slot(self) -> bool:
         """Launch what is next in the plan, if there is room; returns whether it was tried."""
-        is_too_soon = self.is_short() and time.monotonic() < self.retry_at
-        if not self.free or not self.may_launch() or is_too_soon:
+        if not self.free or not self.may_launch() or time.monotonic() < self.retry_at:
             return False
-        self.try_launch(self.waiting.popleft(), self.free.pop(0))
+        slot = min(self.free, key=lambda each: each.number)
+        self.free.remove(slot)
+        self.launch(self.waiting.popleft(), slot)
         return True
 
-    def try_launch(self, experiment: Experiment, slot: Slot, is_settled: bool = False, has_copy: bool = False) -> None:
-        if experiment.name in self.launched and not is_settled:
-            self.settle_first(experiment, slot)
-            return
+    def launch(self, planned: Experiment, slot: Slot, is_prepared: bool = False) -> None:
+        """Begin the next attempt of an experiment. What there is no room for waits; another failure is its end."""
+        before = self.results[planned.name]
+        result = next_result(before, slot)
         try:
             self.check_room()
-            checkpoint = "" if has_copy else self.checkpoint_to_copy(experiment)
-            if checkpoint:
-                self.copy_first(checkpoint, experiment, slot)
+            if planned.problem:
+                raise UsageError(planned.problem)
+            if before.attempts and not is_prepared:
+                self.prepare(planned, slot, before.attempts)
             else:
-                self.launch(experiment, slot)
-            self.short_since, self.pause = None, 1.0
-        except Shortage as shortage:
-            self.give_back(experiment, slot)
-            self.wait_for_room(str(shortage))
+                self.start(planned, result, slot)
+            self.pause = 0.0
+        except Exception as error:
+            self.free.append(slot)
+            why = shortage_in(error)
+            if why:
+                self.waiting.appendleft(planned)
+                self.wait_for_room(why)
+            else:
+                self.end_unstarted(planned, result, error)
 
-    def settle_first(self, experiment: Experiment, slot: Slot) -> None:
-        """Before a directory is used again: what the scribe still has to write of the attempt before goes first."""
-        self.preparing += 1
-        self.recorder.scribe.put(lambda: self.events.put(lambda: self.on_prepared(experiment, slot, is_settled=True)))
+    def prepare(self, planned: Experiment, slot: Slot, attempts: int) -> None:
+        """Before a directory is used again: what the scribe has yet to write there goes first, and a copy of an only
+        checkpoint is kept, in a thread, as it may be large. Raises RuntimeError."""
+        settled = threading.Event()
 
-    def on_prepared(self, experiment: Experiment, slot: Slot, is_settled: bool, has_copy: bool = False) -> None:
-        self.preparing -= 1
-        if self.stopped_by is None and not self.obstacle:
-            self.try_launch(experiment, slot, is_settled, has_copy)
-        else:
-            self.give_back(experiment, slot)
-
-    def give_back(self, experiment: Experiment, slot: Slot) -> None:
-        self.waiting.appendleft(experiment)
-        self.free.insert(0, slot)
-
-    def checkpoint_to_copy(self, experiment: Experiment) -> str:
-        """The only checkpoint from which an attempt would continue, where no copy of it is kept yet."""
-        folder = os.path.join(self.folder, experiment.name)
-        up = take_up(experiment, folder, self.results[experiment.name].attempts, self.options)
-        is_only = up.how is How.CONTINUES and len(checkpoints(folder, self.options.checkpoints)) == 1
-        return up.checkpoint if is_only and needs_copy(up.checkpoint) else ""
-
-    def copy_first(self, checkpoint: str, experiment: Experiment, slot: Slot) -> None:
-        """Keep a copy of a checkpoint, in a thread, as it may be large; the launch follows. Raises Shortage."""
-
-        def copy() -> None:
+        def work() -> None:
+            settled.wait()
             try:
-                keep_copy(checkpoint)
-            except (OSError, shutil.Error) as error:
-                problem = f"{experiment.name}: no copy of its only checkpoint is kept: {error}"
+                keep_only_checkpoint(planned, os.path.join(self.folder, planned.name), attempts, self.options)
+            except Exception as error:
+                problem = f"{planned.name}: no copy of its only checkpoint is kept: {error}"
                 self.events.put(lambda: self.say(problem))
-            self.events.put(lambda: self.on_prepared(experiment, slot, is_settled=True, has_copy=True))
+            self.events.put(lambda: self.on_prepared(planned, slot))
 
-        try:
-            threading.Thread(target=copy, name="copy", daemon=True).start()
-        except RuntimeError as error:
-            raise as_shortage(error) from None
+        threading.Thread(target=work, name="prepare", daemon=True).start()
+        self.recorder.scribe.put(settled.set)
         self.preparing += 1
+
+    def on_prepared(self, planned: Experiment, slot: Slot) -> None:
+        self.preparing -= 1
+        if self.is_going_on():
+            self.launch(planned, slot, is_prepared=True)
 
     def check_room(self) -> None:
-        """Raises Shortage where the disk has no room for what the trainings may write."""
+        """Raises OSError where the disk has no room for what the trainings may write."""
         needed = max(ROOM, 2 * self.largest_checkpoint) * (len(self.running) + 1)
+        free = needed
         with contextlib.suppress(OSError):
             free = free_bytes(self.folder)
-            if free < needed:
-                raise Shortage(f"only {free >> 20} MB free on the disk of {self.folder}, {needed >> 20} MB are wanted")
+        if free < needed:
+            told = f"only {free >> 20} MB free on the disk of {self.folder}, {needed >> 20} MB are wanted"
+            raise OSError(errno.ENOSPC, told)
 
     def wait_for_room(self, why: str) -> None:
         """A passing shortage burns no plan: it is tried again when a training ends, or after 1, 2, 4 ... 60 s."""
         now = time.monotonic()
-        if self.short_since is None:
-            self.short_since = now
+        if self.running or not self.pause:
+            self.ran_at = now
+        if not self.pause:
             self.say(f"waiting: {why}; tried again until there is room")
-        if self.running:
-            self.short_since = now
-        elif now >= self.short_since + SHORT:
+        elif now >= self.ran_at + SHORT:
             self.stop_launching(f"{why}; nothing could run for {show_duration(SHORT)}")
+        self.pause = min(60.0, 2 * self.pause or 1.0)
         self.retry_at = now + self.pause
-        self.pause = min(60.0, 2 * self.pause)
 
     def stop_launching(self, why: str) -> None:
         if not self.obstacle:
             self.obstacle = self.recorder.head["stopped_because"] = why
             self.say(f"error: {why}; nothing more is started", even_if_quiet=True)
 
-    def launch(self, planned: Experiment, slot: Slot) -> None:
-        """Begin the next attempt of an experiment; where that fails, that is its end.
+    def start(self, planned: Experiment, result: Result, slot: Slot) -> None:
+        """Take what a launch needs, make the experiment's directory ready, start the training in it.
 
-        Raises Shortage where there is no room for it now, and then nothing has happened."""
-        result = next_result(self.results[planned.name], slot)
-        try:
-            if planned.problem:
-                raise UsageError(planned.problem)
-            self.start(on_device(self.options, self.planner, planned, slot), result, slot)
-            return
-        except Shortage:
-            raise
-        except UsageError as error:
-            result.status, result.error = Status.FAILED, str(error)
-        except Exception as error:
-            result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
-            result.traceback = traceback.format_exc()
-        self.free.insert(0, slot)
-        self.results[planned.name] = result
-        result.start_time = now_iso()
-        result.duration_seconds = 0.0
-        self.end_attempt(planned, result)
+        Raises OSError, RuntimeError and UsageError; then nothing runs, and nothing of this attempt is left."""
 
-    def start(self, experiment: Experiment, result: Result, slot: Slot) -> None:
-        """Take what a launch needs, lay out the experiment's directory, start its process."""
-        number = self.launches = self.launches + 1
-        folder = os.path.join(self.folder, experiment.name)
-        is_new = not os.path.exists(folder)
+        def post(message: Message) -> None:
+            self.events.put(lambda: process.hear(message))  # it is there before a Tee begins
+
+        launch = Launch(post)
+        logs: dict[str, Log] = {}
+        folder = os.path.join(self.folder, planned.name)
         try:
-            launch = Launch(lambda message: self.events.put(lambda: self.hear(number, message)))
-        except (OSError, RuntimeError) as error:
-            raise as_shortage(error) from None
-        try:
-            attempt, command, metadata = self.lay_out(experiment, result, slot, folder, launch)
-        except Exception as error:
+            experiment = on_device(self.options, self.planner, planned, slot)
+            up = self.make_ready(experiment, folder, result)
+            command = attempt_command(self.options, experiment, folder, slot, up)
+            metadata = self.metadata(experiment, result, command, self.environment(experiment, result, slot, up))
+            config_used = {}
+            if experiment.config:
+                ending = os.path.splitext(experiment.config)[1]
+                config_used[os.path.join(folder, f"config_used{ending}")] = config_as_read(experiment)
+            readers = self.readers_for(experiment)
+            for name, file in LOGS.items():
+                logs[name] = Log(os.path.join(folder, file), users=2 if name == "combined" else 1)
+            stderr_start = os.fstat(logs["stderr"].descriptor).st_size
+            mark = self.guardian.mark_next() if self.guardian else {}
+            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **metadata["environment_set"], **mark}
+            group = launch.start(command, environment)
+        except Exception:
             launch.abandon()
-            reason = as_shortage(error)
-            if is_new and isinstance(reason, Shortage):
-                with contextlib.suppress(OSError):
-                    os.rmdir(folder)
-            raise reason from error
-        self.running[number] = attempt
-        self.launched.add(experiment.name)
-        self.results[experiment.name] = result
-        self.recorder.changed(result)
-        self.say_launch(attempt, command, metadata)
+            for log in logs.values():
+                discard(log)
+            raise
+        # From here on there is a training: nothing below may fail before it is known to the loop.
+        if self.guardian:
+            self.guardian.tell_started(group, folder)
+        metadata.update(pid=group.leader, pid_started=group.started)
+        limits = Limits(self.options.timeout, self.options.stall)
+        rules = replace(self.rules, folder=folder)
+        process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
+        tees = launch.tees
+        attempt = Attempt(result, slot, folder, up, metadata, config_used, process, tees, readers, stderr_start)
+        self.running.append(attempt)
+        self.begin(attempt, logs)
 
-    def hear(self, number: int, message: Message) -> None:
-        if number in self.running:
-            self.running[number].process.hear(message)
-
-    def lay_out(
-        self, experiment: Experiment, result: Result, slot: Slot, folder: str, launch: Launch
-    ) -> tuple[Attempt, list[str], dict[str, Any]]:
-        """Make the directory ready and start the training in it; returns what runs, its command and its metadata.
-
-        Raises OSError and UsageError, and then nothing runs."""
+    def make_ready(self, experiment: Experiment, folder: str, result: Result) -> TakeUp:
+        """Make an experiment's directory ready for an attempt; returns how that begins."""
         before = self.results[experiment.name]
         up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
@@ -5344,113 +5369,55 @@ class Batch:
         has_remains = bool(names_in(folder, r".*\.log")) and up.how is How.STARTS
         if up.how is How.STARTS_OVER or has_remains:
             move_aside(folder, before.attempts)
-        self.begin_result(result, before, up)
-        continuing = self.words_to_continue(experiment, folder, slot, up)
-        command = build_command(self.options, experiment, folder, slot, continuing)
-        metadata = self.metadata(experiment, result, command, self.environment(experiment, result, slot, up))
-        readers = {name: LineReader(self.own_lines(experiment), self.patterns) for name in ("stdout", "stderr")}
-        rules = self.stop_rules(folder)
-        undo = Undo(folder, self.own_files(experiment, folder))
-        try:
-            kept = self.keep_files(experiment, folder, metadata)
-            logs = undo.logs = open_logs(folder)
-            stderr_start = os.fstat(logs["stderr"].descriptor).st_size
-            mark = self.guardian.mark_next() if self.guardian else {}
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **metadata["environment_set"], **mark}
-            group = launch.start(command, environment)
-        except Exception as error:
-            undo.run(isinstance(as_shortage(error), Shortage))
-            raise
-        # From here on there is a training: nothing below may fail before it is known to the loop.
-        if self.guardian:
-            self.guardian.tell_started(group, folder)
-        if up.how is How.CONTINUES:
-            mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
-        limits = Limits(self.options.timeout, self.options.stall)
-        process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
-        for tee in launch.tees:
-            tee.begin(logs[tee.stream], logs["combined"], readers[tee.stream], self.follower(experiment))
-        metadata.update(pid=group.leader, pid_started=group.started)
-        attempt = Attempt(experiment, result, slot, folder, process, launch.tees, readers, up, kept, stderr_start)
-        return attempt, command, metadata
-
-    def begin_result(self, result: Result, before: Result, up: TakeUp) -> None:
-        result.status = Status.RUNNING
-        result.start_time = now_iso()
-        if before.attempts:
-            result.attempt_history.append(past(before))
-        result.attempts = before.attempts + 1
         if up.how is How.CONTINUES:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
+        return up
 
-    def words_to_continue(self, experiment: Experiment, folder: str, slot: Slot, up: TakeUp) -> list[str]:
-        if up.how is not How.CONTINUES:
-            return []
-        return continuing_words(self.options, experiment, folder, slot, up.checkpoint) or []
-
-    def own_files(self, experiment: Experiment, folder: str) -> list[str]:
-        """The paths of the runner's own files for an attempt: the metadata, and the config if there is one."""
-        paths = [os.path.join(folder, METADATA)]
-        if experiment.config:
-            paths.append(os.path.join(folder, f"config_used{os.path.splitext(experiment.config)[1]}"))
-        return paths
-
-    def keep_files(self, experiment: Experiment, folder: str, metadata: dict[str, Any]) -> dict[str, bytes]:
-        """Write config_used and the metadata; returns what they hold, by their paths."""
-        path, *used = self.own_files(experiment, folder)
-        kept = {path: json_bytes(metadata)}
-        for each in used:
-            kept[each] = self.config_source(experiment)
-            write_file(each, kept[each], sync=False)
-        self.recorder.save_now(path, metadata)
-        return kept
-
-    def config_source(self, experiment: Experiment) -> bytes:
-        """The config as the trainer will read it; raises UsageError where it can't be read."""
-        path = experiment.launched_config or experiment.config
-        if not path:
-            return b""
-        try:
-            with open(path, "rb") as file:
-                return file.read()
-        except OSError as error:
-            if error.errno in SHORTAGES:
-                raise
-            raise UsageError(f"config can't be used: {path}: {error.strerror}") from None
-
-    def own_lines(self, experiment: Experiment) -> frozenset[bytes]:
-        """Lines of the config and the script that look like metrics: a trainer that prints its source says nothing."""
+    def readers_for(self, experiment: Experiment) -> dict[str, LineReader]:
+        """By stream. A trainer that prints its config or its source says nothing with it."""
         config = self.planner.read(experiment.source or experiment.config)
-        return self.script_lines | lines_like_metrics(config.source)
+        own_lines = self.script_lines | lines_like_metrics(config.source)
+        return {stream: LineReader(own_lines, self.patterns) for stream in ("stdout", "stderr")}
 
-    def follower(self, experiment: Experiment) -> Optional[Callable[[bytes], None]]:
-        if not self.options.follow:
-            return None
-        name = f"{experiment.name}: " if self.slots > 1 else ""
-        return functools.partial(self.console.follow, name)
+    def begin(self, attempt: Attempt, logs: Mapping[str, Log]) -> None:
+        """The training runs: write down as what, have its output read, and look whether the code is as it was."""
+        result, metadata, name = attempt.result, attempt.metadata, attempt.result.config_name
+        self.results[name] = result
+        self.recorder.changed(result)
+        with contextlib.suppress(OSError):  # the scribe tells of it, but may come late where the runner is killed
+            self.recorder.save_now(os.path.join(attempt.folder, METADATA), metadata)
+        self.save_own_files(attempt, attempt.own_files())
+        if attempt.take_up.how is How.CONTINUES:
+            mark_attempt(logs["combined"], f"attempt {result.attempts} {attempt.take_up}")
+        shown_name = f"{name}: " if self.slots > 1 else ""
+        follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
+        for tee in attempt.tees:
+            tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream], follow)
+        self.look_at_code(attempt)
+        begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
+        self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
-    def say_launch(self, attempt: Attempt, command: Sequence[str], metadata: dict[str, Any]) -> None:
-        """The training runs: write down as what, and look whether the code is as it was."""
-        path = os.path.join(attempt.folder, METADATA)
+    def look_at_code(self, attempt: Attempt) -> None:
         with contextlib.suppress(OSError):  # the working directory has gone
             if self.watch.look():
                 self.watch.ask()
-        launched = Launched(attempt.result, path, metadata, self.watch.latest, self.watch.asked)
-        if self.answers < self.watch.asked:
-            self.without_code.append(launched)
+        question, code = self.watch.asked, self.watch.latest
+        if question in self.answers:
+            self.compare_code(attempt.result, attempt.folder, code)
         else:
-            self.compare_code(launched)
-        self.recorder.save_json(path, metadata)
-        attempt.kept[path] = json_bytes(metadata)
-        begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
-        self.say(f"{attempt.planned.name}: {begins}, pid {metadata['pid']}: {shell_line(command)}")
+            tell = functools.partial(self.note_code, attempt.result, attempt.folder, attempt.metadata, code)
+            self.unanswered[question].append(tell)
+
+    def save_own_files(self, attempt: Attempt, paths: Iterable[str]) -> None:
+        files = attempt.own_files()
+        for path in paths:
+            is_synced = path not in attempt.config_used  # that one is in plan/
+            self.recorder.save(path, functools.partial(write_file, path, files[path], is_synced), path)
 
     def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
         """What a training gets in its environment, unless the user's has a value of its own."""
-        wanted = {}
-        if self.threads:
-            wanted["OMP_NUM_THREADS"] = str(self.threads)
-        if experiment.settings.get("wandb_log") is True or experiment.settings.get("wandb_enabled") is True:
+        wanted = dict(self.share)
+        if True in (experiment.settings.get("wandb_log"), experiment.settings.get("wandb_enabled")):
             wanted.update(self.wandb_variables(experiment.name, result, up))
         chosen = {key: value for key, value in wanted.items() if key not in os.environ}
         return {**chosen, "CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else chosen
@@ -5459,19 +5426,20 @@ class Batch:
         """A batch is a group, and an attempt that continues goes on with the run of the one before."""
         kept = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
         run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.how is How.CONTINUES else None
-        batch = os.path.basename(os.path.abspath(self.folder))
+        batch = os.path.basename(self.place)
         origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
-        run_id = run if isinstance(run, str) else sha256(origin.encode())[:16]
+        run_id = str(run or sha256(origin.encode())[:16])
         return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
     def metadata(
         self, experiment: Experiment, result: Result, command: list[str], environment: dict[str, str]
     ) -> dict[str, Any]:
-        system = os.uname()
+        system, code = os.uname(), self.answers.get(self.watch.asked, self.answers[0])
+        visible = {**os.environ, **environment}.get("CUDA_VISIBLE_DEVICES")
         return {
             "config_name": experiment.name,
             "config_path": experiment.config,
-            "config_sha256": self.frozen[experiment.name].config_sha256 or None,
+            "config_sha256": self.digests[experiment.name] or None,
             "command": command,
             "command_line": shell_line(command),
             "train_script": self.options.train_script,
@@ -5488,22 +5456,33 @@ class Batch:
             "platform": f"{system.sysname} {system.release} {system.machine}",
             "pid": None,
             "pid_started": None,
-            "git": self.code.git,
-            "cuda_visible_devices": environment.get("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES")),
+            "git": code.git,
+            "cuda_visible_devices": visible,
             "environment_set": environment,
         }
 
     # ---- the end of an attempt, and of the batch
 
+    def end_unstarted(self, planned: Experiment, result: Result, error: Exception) -> None:
+        """An attempt could not be launched, and that is its end."""
+        self.results[planned.name] = result
+        result.duration_seconds = 0.0
+        result.status, result.error = Status.FAILED, str(error)
+        if not isinstance(error, UsageError):
+            result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
+            result.traceback = traceback.format_exc()
+        with contextlib.suppress(OSError):
+            os.mkdir(os.path.join(self.folder, planned.name))
+        self.end_attempt(result)
+
     def finish(self, attempt: Attempt) -> None:
         """A training is over: tell how it ended, and give back what it held."""
-        process, result = attempt.process, attempt.result
+        process = attempt.process
         if self.guardian:
             self.guardian.tell_ended(process.group)
         process.close()
         if not process.is_stuck:
             self.free.append(attempt.slot)
-            self.free.sort(key=lambda slot: slot.number)
         elif not self.free and not self.running:
             self.stop_launching("no slot is left: what ran in them can't be killed")
         process.has_news = False
@@ -5511,231 +5490,126 @@ class Batch:
         self.conclude(attempt)
         self.put_back_files(attempt)
         if not self.sets_checkpoint_aside(attempt):
-            self.end_attempt(attempt.planned, result)
+            self.end_attempt(attempt.result)
 
     def conclude(self, attempt: Attempt) -> None:
         """Tell from a training that is over how its attempt ended."""
-        process, result = attempt.process, attempt.result
+        process, result, folder = attempt.process, attempt.result, attempt.folder
         result.duration_seconds = round(process.ended_at - process.began, 3)
         result.total_seconds = round((result.total_seconds or 0.0) + result.duration_seconds, 3)
         result.log_complete = not process.failed_logs
         result.warnings += process.warnings
         ended = process.group.exit
-        error = ""
         if ended:
             result.return_code, result.cpu_seconds = ended.return_code, ended.cpu_seconds
             result.max_rss_bytes = ended.max_rss_bytes
-            result.signal, error = end_in_words(ended.return_code)
-        self.set_status(attempt)
-        if result.status is Status.COMPLETED:
-            self.doubt(attempt)
-        self.note_checkpoints(attempt)
-        if result.status is not Status.COMPLETED:
-            self.explain(attempt, error)
-
-    def set_status(self, attempt: Attempt) -> None:
-        process, result = attempt.process, attempt.result
-        died_of = signal_in(result.return_code or 0)
-        if process.is_unkillable:
-            result.status, result.error = Status.FAILED, process.reason
-        elif process.ending and process.ending.sent:  # else it has ended before it was asked to
-            result.status, result.error = attempt.stopped_as or Status.TIMEOUT, process.reason
-        elif self.stopped_by is not None and died_of in STOP_SIGNALS:  # it got the runner's signal, too
-            result.status, result.error = Status.INTERRUPTED, f"stopped by {signal_name(self.stopped_by)}"
-        elif result.return_code == 0:
-            result.status = Status.COMPLETED
-        else:
-            result.status = Status.FAILED
-
-    def doubt(self, attempt: Attempt) -> None:
-        """An exit code of 0 is no success where the loss says otherwise, and not all of the truth where steps lack."""
-        result, metrics = attempt.result, attempt.result.metrics
-        losses = [loss for loss in (metrics.train_loss, metrics.val_loss) if loss is not None]
-        if metrics.diverged_since is not None:
-            bad = next((loss for loss in losses if not math.isfinite(loss)), math.nan)
-            result.status, result.diverged = Status.FAILED, True
-            result.error = f"exit code 0, but the loss is {bad} since step {metrics.diverged_since}"
-            result.hint = "the loss is not finite: try a smaller --learning_rate"
-        elif any(not math.isfinite(loss) for loss in losses):
-            self.warn(result, "the loss is not finite: try a smaller --learning_rate")
-        elif metrics.step is None or metrics.first_step is None:
-            if self.planner.script.strict:
-                self.warn(result, "printed no step")
-        elif result.max_iters is not None and metrics.step + (metrics.largest_gap or 0) < result.max_iters:
-            self.warn(result, f"ended at step {metrics.step} of {result.max_iters}")
-
-    def explain(self, attempt: Attempt, ended: str) -> None:
-        """What stderr says of this attempt's end; what it says of earlier ones doesn't count."""
-        result = attempt.result
-        path = os.path.join(attempt.folder, LOGS["stderr"])
-        stderr = read_tail(path, start=attempt.stderr_start).decode(errors="replace")
-        result.stderr_tail = "\n".join(stderr.splitlines()[-20:])
-        said = error_line(stderr)
-        if result.status is Status.INTERRUPTED or attempt.process.is_unkillable or result.diverged:
-            return
-        if attempt.process.ending and said == "KeyboardInterrupt":
-            said = ""  # the answer to the runner's own signal
-        first = result.error or ended
-        result.error = f"{first}: {said}" if said else first
-        result.hint = hint_for(f"{stderr}\n{result.error}") if result.status is Status.FAILED else None
-
-    def note_checkpoints(self, attempt: Attempt) -> None:
-        found = checkpoints(attempt.folder, self.options.checkpoints)
-        attempt.result.final_checkpoint = found[0] if found else None
-        if attempt.result.status is Status.COMPLETED:
-            for name in names_in(attempt.folder, r"\.kept_.*"):
-                remove_tree(os.path.join(attempt.folder, name))
+        stderr = read_tail(os.path.join(folder, LOGS["stderr"]), start=attempt.stderr_start).decode(errors="replace")
+        for text in judge(result, self.stop_of(attempt), stderr, self.planner.script.strict):
+            self.warn(result, text)
+        found = checkpoints(folder, self.options.checkpoints)
+        result.final_checkpoint = found[0] if found else None
         for size, _ in looks_at(found[:1]).values():
             self.largest_checkpoint = max(self.largest_checkpoint, size)
 
+    def stop_of(self, attempt: Attempt) -> Optional[tuple[Status, str]]:
+        """As what and why an attempt was ended; None where it has ended by itself, perhaps before it was asked to."""
+        process = attempt.process
+        if process.is_unkillable:
+            return Status.FAILED, process.reason
+        if process.ending and process.ending.sent:
+            return attempt.stopped_as, process.reason
+        died_of = signal_in(or_else(attempt.result.return_code, 0))
+        if self.stopped_by is not None and died_of in STOP_SIGNALS:  # it got the runner's signal, too
+            return Status.INTERRUPTED, f"stopped by {signal_name(self.stopped_by)}"
+        return None
+
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        gone = [path for path in attempt.kept if not os.path.exists(path)]
-        if not os.path.isdir(attempt.folder):
-            return
-        for path in gone:
-            self.recorder.save(path, functools.partial(write_file, path, attempt.kept[path]), path)
+        gone = [path for path in attempt.own_files() if not os.path.exists(path)]
         if gone:
+            self.save_own_files(attempt, gone)
             self.warn(attempt.result, f"put back what the training removed: {', '.join(map(os.path.basename, gone))}")
 
     def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
         """After a continued attempt whose error says that the checkpoint can't be read: whether it is tried again
         without that one, once. Where that fails as well, the checkpoint gets its name back."""
-        name, result = attempt.planned.name, attempt.result
-        aside = self.set_aside.pop(name, "")
-        at_once = result.status is Status.FAILED and result.metrics.first_step is None
+        name, result, checkpoint = attempt.result.config_name, attempt.result, attempt.take_up.checkpoint
+        before = self.set_aside.pop(name, "")
+        if result.status is not Status.FAILED or result.metrics.first_step is not None:
+            return False
         try:
-            if aside:
-                if at_once and os.path.exists(aside + ASIDE) and not os.path.exists(aside):
-                    os.rename(aside + ASIDE, aside)
-                    self.say(f"{name}: failed without {os.path.basename(aside)} as well, which has its name back")
+            if before and not os.path.exists(before):
+                os.rename(before + ASIDE, before)
+                self.say(f"{name}: failed without {os.path.basename(before)} as well, which has its name back")
+            if before or not checkpoint or not says_broken_checkpoint(result.stderr_tail):
                 return False
-            checkpoint = attempt.take_up.checkpoint
-            if not (at_once and checkpoint and says_broken_checkpoint(result.stderr_tail)):
-                return False
-            copy = kept_copy(checkpoint)
-            os.rename(checkpoint, checkpoint + ASIDE)
-            if copy:
-                os.rename(copy, checkpoint)
+            done = set_checkpoint_aside(checkpoint)
         except OSError as error:
             self.warn(result, f"a checkpoint can't be renamed: {error.filename}: {error.strerror}")
             return False
         self.set_aside[name] = checkpoint
-        instead = "; its kept copy is used" if copy else ""
-        self.say(f"{name}: {result.error}; set aside: {os.path.basename(checkpoint)}{ASIDE}{instead}")
+        self.say(f"{name}: {result.error}; set aside: {done}")
         self.waiting.appendleft(self.plan[name])
         return self.may_launch()
 
-    def end_attempt(self, planned: Experiment, result: Result) -> None:
+    def end_attempt(self, result: Result) -> None:
         """The one place in which an attempt ends, whatever became of it: it is recorded, counted, said, and perhaps
         taken up again."""
-        name = planned.name
+        folder = os.path.join(self.folder, result.config_name)
         result.end_time = now_iso()
-        self.record(result)
-        if result.status in FAILURES:
-            self.failed.add(name)
-        may_pass = result.status in FAILURES and not planned.problem and not result.diverged
-        if may_pass and self.retries[name] < self.options.retries and self.stopped_by is None:
-            self.retries[name] += 1
-            self.failed.discard(name)
-            self.say(f"{name}: retry {self.retries[name]} of {self.options.retries} follows")
-            self.waiting.append(self.plan[name])
-        if self.options.max_failures and len(self.failed) >= self.options.max_failures:
-            self.stop_launching(f"{len(self.failed)} experiments have failed (--max_failures)")
+        self.recorder.save_json(os.path.join(folder, RESULT), to_json(result))
+        self.recorder.changed(result)
+        for line in [end_in_line(result), *(f"    {line}" for line in (result.traceback or "").splitlines())]:
+            self.say(line)
+        if result.status is Status.COMPLETED:
+            for copy in names_in(folder, r"\.kept_.*"):
+                remove_tree(os.path.join(folder, copy))
+        elif result.status in FAILURES:
+            self.count_failure(result)
         self.retry_at = 0.0  # its end may have made room
 
-    def record(self, result: Result) -> None:
-        """Write down a result that is final for now, and say it."""
-        folder = os.path.join(self.folder, result.config_name)
-        path = os.path.join(folder, RESULT)
-        value = to_json(result)
-
-        def write() -> None:
-            with contextlib.suppress(OSError):  # it is there, unless the experiment could not be started
-                os.mkdir(folder)
-            write_json(path, value)
-
-        self.recorder.save(path, write, path)
-        parts = [f"{result.config_name}: {result.status} after {show_duration(result.duration_seconds)}"]
-        if result.metrics.step is not None:
-            parts.append(f"step {result.metrics.step}, val loss {show_loss(result.metrics.val_loss)}")
-        if result.error:
-            parts.append(result.error)
-        if result.hint:
-            parts.append(f"hint: {result.hint}")
-        self.say("; ".join(parts))
-        for line in (result.traceback or "").splitlines():
-            self.say(f"    {line}")
-        self.recorder.changed(result)
+    def count_failure(self, result: Result) -> None:
+        name = result.config_name
+        may_pass = not self.plan[name].problem and not result.diverged and self.stopped_by is None
+        if may_pass and self.retries[name] < self.options.retries:
+            self.retries[name] += 1
+            self.say(f"{name}: retry {self.retries[name]} of {self.options.retries} follows")
+            self.waiting.append(self.plan[name])
+            return
+        self.failed.add(name)
+        if len(self.failed) == self.options.max_failures:
+            self.stop_launching(f"{len(self.failed)} experiments have failed (--max_failures)")
 
     def end(self) -> int:
         """Write and say how the batch ended; returns the exit code."""
         patience = time.monotonic() + SLOW_GIT
-        while self.answers < self.watch.asked and self.stopped_by is None and time.monotonic() < patience:
+        while self.unanswered and self.stopped_by is None and time.monotonic() < patience:
             self.take_events(1.0)
-        for each in self.without_code:
-            self.compare_code(each)
+        for tell in itertools.chain(*self.unanswered.values()):
+            tell(CodeState(None))
         counts = count_statuses(self.results.values())
         is_cut_short = self.stopped_by is not None or counts["pending"] > 0
         self.recorder.head.update(state="interrupted" if is_cut_short else "finished", end_time=now_iso())
         is_saved = self.recorder.finish(self.results)
         is_all_well = is_saved and counts["completed"] == len(self.plan) and self.stopped_by is None
-        self.say_end(counts, is_all_well)
-        if self.stopped_by is not None:
-            return 128 + self.stopped_by
-        return 0 if is_all_well else 1
+        self.say_end(is_all_well)
+        return int(not is_all_well) if self.stopped_by is None else 128 + self.stopped_by
 
-    def say_end(self, counts: dict[str, int], is_all_well: bool) -> None:
+    def say_end(self, is_all_well: bool) -> None:
         """The table, for the master log and the console, which is then settled; even a quiet one if not all is well."""
         self.console.draw([])
         results = [self.results[name] for name in self.plan]
-        for line in [*result_lines(results), *group_lines(seed_groups(results)), show_counts(counts)]:
+        again = [] if is_all_well else [f"continue with: {shell_line([*program(), '--resume', self.place])}"]
+        for line in [*table_lines(results), *again]:
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
-        width = terminal_width()
-        lines = [*result_lines(results, width), *group_lines(seed_groups(results), width), show_counts(counts)]
-        is_silent = self.options.quiet and is_all_well
-        if is_silent:
-            lines = [f"{each.config_name}: warning: {text}" for each in results for text in each.warnings]
-        for line in lines:
+        shown = table_lines(results, terminal_width())
+        if self.options.quiet and is_all_well:
+            shown = [f"{each.config_name}: warning: {text}" for each in results for text in each.warnings]
+        for line in [*shown, *again]:
             self.console.line(line, even_if_quiet=True)
-        if not is_all_well:
-            again = f"continue with: {self.line_to_continue()}"
-            self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {again}")
-            self.console.line(again, even_if_quiet=True)
         self.console.line(os.path.join(self.folder, REPORT))
         self.recorder.scribe.flush()
         self.console.settle(STUCK)
-
-    def line_to_continue(self) -> str:
-        """A command line that works where the user is, whatever directory the batch works in."""
-        python_or_name, *script = program()
-        is_elsewhere = working_directory() != START_DIRECTORY
-        place = os.path.abspath(self.folder) if is_elsewhere else self.folder
-        script = [os.path.join(START_DIRECTORY, each) if is_elsewhere else each for each in script]
-        return shell_line([python_or_name, *script, "--resume", place])
-
-
-def working_directory() -> str:
-    """Where this process works; it may have been removed."""
-    with contextlib.suppress(OSError):
-        return os.getcwd()
-    return "/"
-
-
-START_DIRECTORY = working_directory()  # the user's; --resume works in the batch's own
-
-
-def open_logs(folder: str) -> dict[str, Log]:
-    """The three logs of an attempt; combined.log has two users. Raises OSError."""
-    logs: dict[str, Log] = {}
-    try:
-        for name, file in LOGS.items():
-            logs[name] = Log(os.path.join(folder, file), users=2 if name == "combined" else 1)
-    except OSError:
-        for log in logs.values():
-            log.close()
-        raise
-    return logs
 
 
 # -------------------------------------------------------------------------------------------- command line
