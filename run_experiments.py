@@ -4742,15 +4742,11 @@ class Attempt:
     take_up: TakeUp
     metadata: dict[str, Any]
     config_used: dict[str, bytes]  # path -> the config, where there is one
-    process: Process
-    tees: list[Tee]
     readers: dict[str, LineReader]  # by stream
-    stderr_start: int  # the bytes before it are of earlier attempts
+    stderr_start: int = 0  # the bytes before it are of earlier attempts
     stopped_as: Status = Status.TIMEOUT  # unless the batch has ended it for another reason
-
-    def own_files(self) -> dict[str, bytes]:
-        """The runner's own files in the experiment's directory, by their paths."""
-        return {os.path.join(self.folder, METADATA): json_bytes(self.metadata), **self.config_used}
+    process: Process = field(init=False)  # from its start on
+    tees: list[Tee] = field(init=False)
 
 
 def shortage_in(error: Exception) -> str:
@@ -4857,16 +4853,11 @@ def discard(log: Log) -> None:
     log.close()
 
 
-def config_as_read(experiment: Experiment) -> bytes:
-    """The config as the trainer will read it; raises UsageError where it can't be read."""
-    path = experiment.launched_config or experiment.config
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except OSError as error:
-        if shortage_in(error):
-            raise
-        raise UsageError(f"config can't be used: {path}: {error.strerror}") from None
+def bytes_of(path: str) -> bytes:
+    """What a file holds; nothing where it can't be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read()
+    return b""
 
 
 def keep_only_checkpoint(experiment: Experiment, folder: str, attempts: int, options: Options) -> None:
@@ -4942,9 +4933,7 @@ class Batch:
         self.watch = CodeWatch(options.train_script, copied, self.post_code)
         self.answers = {0: CodeState(None)}  # what git has said, by the numbers of the questions
         self.unanswered: defaultdict[int, list[Callable[[CodeState], None]]] = defaultdict(list)  # who waits for it
-        self.script_lines: frozenset[bytes] = frozenset()
-        with contextlib.suppress(OSError), open(options.train_script, "rb") as file:
-            self.script_lines = lines_like_metrics(file.read())
+        self.script_lines = lines_like_metrics(bytes_of(options.train_script))
         self.patterns = compile_metrics(options.metrics)
         self.share: dict[str, str] = {}  # of the cores, as variables for each training
         self.guardian: Optional[Guardian] = None
@@ -4960,7 +4949,7 @@ class Batch:
         self.say(f"batch {self.folder}: {len(self.waiting)} of {count_of(len(self.plan), 'experiment')} to run")
         self.share_cores()
         try:
-            while self.running or self.may_launch() or (self.preparing and self.stopped_by is None):
+            while self.running or self.may_launch() or (self.preparing and not self.obstacle):
                 if self.fill_slot():
                     self.take_events(0.0)  # a stop is not kept waiting by many launches
                 else:
@@ -4981,9 +4970,9 @@ class Batch:
             return
         has_affinity = hasattr(os, "sched_getaffinity")
         cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
-        self.share = {"OMP_NUM_THREADS": str(max(1, cores // self.slots))}
-        told = shell_line([f"{key}={value}" for key, value in self.share.items()])
-        self.say(f"each training gets {told}: {count_of(cores, 'core')}, {self.slots} slots")
+        threads = max(1, cores // self.slots)
+        self.share = {"OMP_NUM_THREADS": str(threads)}
+        self.say(f"each training gets OMP_NUM_THREADS={threads}: {count_of(cores, 'core')}, {self.slots} slots")
 
     # ---- signals and other events
 
@@ -5057,7 +5046,7 @@ class Batch:
             for attempt in self.running:
                 attempt.process.hurry(now)
             return
-        self.stopped_by = number
+        self.stopped_by, self.obstacle = number, self.obstacle or signal_name(number)
         for attempt in self.running:  # the signals leave before anything is said
             self.stop_attempt(attempt, Status.INTERRUPTED, f"stopped by {signal_name(number)}")
         self.say(f"{signal_name(number)}: {self.what_follows()}")
@@ -5107,30 +5096,36 @@ class Batch:
             tell(state)
 
     def note_code(
-        self, result: Result, folder: str, metadata: dict[str, Any], code: Optional[CodeFiles], state: CodeState
+        self, result: Result, metadata: dict[str, Any], changed: Callable[[], list[str]], state: CodeState
     ) -> None:
         """git has told which code an attempt runs; it may have ended meanwhile."""
+        folder = os.path.join(self.folder, result.config_name)
         metadata["git"] = state.git
         self.recorder.save_json(os.path.join(folder, METADATA), metadata)
         self.save_patch(folder, state)
-        self.compare_code(result, folder, code)
+        self.compare_code(result, changed)
 
     def save_patch(self, folder: str, state: CodeState) -> None:
-        path = os.path.join(folder, PATCH)
         if state.patch:
-            self.recorder.save(path, functools.partial(write_file, path, state.patch), path)
+            self.save_files({os.path.join(folder, PATCH): state.patch})
 
-    def compare_code(self, result: Result, folder: str, code: Optional[CodeFiles]) -> None:
-        """Warn where an attempt ran other code than the batch began with."""
-        changed: list[str] = []
+    def save_files(self, files: Mapping[str, bytes]) -> None:
+        for path, data in files.items():
+            self.recorder.save(path, functools.partial(write_file, path, data, sync=False))
+
+    def compare_code(self, result: Result, changed: Callable[[], list[str]]) -> None:
+        """Warn where an attempt runs, or ran, other code than the batch began with."""
+        names: list[str] = []
         with contextlib.suppress(OSError):  # the working directory has gone
-            changed = self.watch.changed(code)
-        if not changed:
-            return
-        self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
-        self.recorder.changed(result)
-        if result.status is not Status.RUNNING:
-            self.recorder.save_json(os.path.join(folder, RESULT), to_json(result))
+            names = changed()
+        if names:
+            self.warn(result, f"code has changed since the batch began: {', '.join(names[:5])}")
+            self.recorder.changed(result)
+        if names and result.status is not Status.RUNNING:
+            self.save_result(result)
+
+    def save_result(self, result: Result) -> None:
+        self.recorder.save_json(os.path.join(self.folder, result.config_name, RESULT), to_json(result))
 
     def warn(self, result: Result, text: str) -> None:
         result.warnings.append(text)
@@ -5230,10 +5225,7 @@ class Batch:
     # ---- launching
 
     def may_launch(self) -> bool:
-        return bool(self.waiting) and self.is_going_on()
-
-    def is_going_on(self) -> bool:
-        return self.stopped_by is None and not self.obstacle
+        return bool(self.waiting) and not self.obstacle
 
     def fill_slot(self) -> bool:
         """Launch what is next in the plan, if there is room; returns whether it was tried."""
@@ -5255,7 +5247,7 @@ class Batch:
             if before.attempts and not is_prepared:
                 self.prepare(planned, slot, before.attempts)
             else:
-                self.start(planned, result, slot)
+                self.start(on_device(self.options, self.planner, planned, slot), result, slot)
             self.pause = 0.0
         except Exception as error:
             self.free.append(slot)
@@ -5286,7 +5278,7 @@ class Batch:
 
     def on_prepared(self, planned: Experiment, slot: Slot) -> None:
         self.preparing -= 1
-        if self.is_going_on():
+        if not self.obstacle:
             self.launch(planned, slot, is_prepared=True)
 
     def check_room(self) -> None:
@@ -5316,33 +5308,24 @@ class Batch:
             self.obstacle = self.recorder.head["stopped_because"] = why
             self.say(f"error: {why}; nothing more is started", even_if_quiet=True)
 
-    def start(self, planned: Experiment, result: Result, slot: Slot) -> None:
+    def start(self, experiment: Experiment, result: Result, slot: Slot) -> None:
         """Take what a launch needs, make the experiment's directory ready, start the training in it.
 
         Raises OSError, RuntimeError and UsageError; then nothing runs, and nothing of this attempt is left."""
 
         def post(message: Message) -> None:
-            self.events.put(lambda: process.hear(message))  # it is there before a Tee begins
+            self.events.put(lambda: attempt.process.hear(message))  # a Tee has nothing to tell before it begins
 
         launch = Launch(post)
         logs: dict[str, Log] = {}
-        folder = os.path.join(self.folder, planned.name)
         try:
-            experiment = on_device(self.options, self.planner, planned, slot)
-            up = self.make_ready(experiment, folder, result)
-            command = attempt_command(self.options, experiment, folder, slot, up)
-            metadata = self.metadata(experiment, result, command, self.environment(experiment, result, slot, up))
-            config_used = {}
-            if experiment.config:
-                ending = os.path.splitext(experiment.config)[1]
-                config_used[os.path.join(folder, f"config_used{ending}")] = config_as_read(experiment)
-            readers = self.readers_for(experiment)
+            attempt = self.make_ready(experiment, result, slot)
             for name, file in LOGS.items():
-                logs[name] = Log(os.path.join(folder, file), users=2 if name == "combined" else 1)
-            stderr_start = os.fstat(logs["stderr"].descriptor).st_size
+                logs[name] = Log(os.path.join(attempt.folder, file), users=2 if name == "combined" else 1)
+            attempt.stderr_start = os.fstat(logs["stderr"].descriptor).st_size
             mark = self.guardian.mark_next() if self.guardian else {}
-            environment = {**os.environ, "PYTHONUNBUFFERED": "1", **metadata["environment_set"], **mark}
-            group = launch.start(command, environment)
+            added = {"PYTHONUNBUFFERED": "1", **attempt.metadata["environment_set"], **mark}
+            group = launch.start(attempt.metadata["command"], {**os.environ, **added})
         except Exception:
             launch.abandon()
             for log in logs.values():
@@ -5350,69 +5333,66 @@ class Batch:
             raise
         # From here on there is a training: nothing below may fail before it is known to the loop.
         if self.guardian:
-            self.guardian.tell_started(group, folder)
-        metadata.update(pid=group.leader, pid_started=group.started)
+            self.guardian.tell_started(group, attempt.folder)
         limits = Limits(self.options.timeout, self.options.stall)
-        rules = replace(self.rules, folder=folder)
-        process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
-        tees = launch.tees
-        attempt = Attempt(result, slot, folder, up, metadata, config_used, process, tees, readers, stderr_start)
+        rules = replace(self.rules, folder=attempt.folder)
+        attempt.tees = launch.tees
+        attempt.process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
+        attempt.metadata.update(pid=group.leader, pid_started=group.started)
         self.running.append(attempt)
         self.begin(attempt, logs)
 
-    def make_ready(self, experiment: Experiment, folder: str, result: Result) -> TakeUp:
-        """Make an experiment's directory ready for an attempt; returns how that begins."""
-        before = self.results[experiment.name]
+    def make_ready(self, experiment: Experiment, result: Result, slot: Slot) -> Attempt:
+        """Make an experiment's directory ready for an attempt, and work out what that one is given."""
+        before, folder = self.results[experiment.name], os.path.join(self.folder, experiment.name)
         up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        has_remains = bool(names_in(folder, r".*\.log")) and up.how is How.STARTS
-        if up.how is How.STARTS_OVER or has_remains:
+        if up.how is not How.CONTINUES and os.listdir(folder):
             move_aside(folder, before.attempts)
         if up.how is How.CONTINUES:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
-        return up
-
-    def readers_for(self, experiment: Experiment) -> dict[str, LineReader]:
-        """By stream. A trainer that prints its config or its source says nothing with it."""
-        config = self.planner.read(experiment.source or experiment.config)
-        own_lines = self.script_lines | lines_like_metrics(config.source)
-        return {stream: LineReader(own_lines, self.patterns) for stream in ("stdout", "stderr")}
+        metadata = self.metadata(experiment, result, slot, up)
+        planned = self.planner.read(experiment.source or experiment.config).source
+        config_used = {}
+        if experiment.config:
+            ending = os.path.splitext(experiment.config)[1]
+            source = bytes_of(experiment.launched_config or experiment.config) or planned
+            config_used[os.path.join(folder, f"config_used{ending}")] = source
+        own_lines = self.script_lines | lines_like_metrics(planned)  # a trainer that prints them says nothing
+        readers = {stream: LineReader(own_lines, self.patterns) for stream in ("stdout", "stderr")}
+        return Attempt(result, slot, folder, up, metadata, config_used, readers)
 
     def begin(self, attempt: Attempt, logs: Mapping[str, Log]) -> None:
         """The training runs: write down as what, have its output read, and look whether the code is as it was."""
-        result, metadata, name = attempt.result, attempt.metadata, attempt.result.config_name
+        result, metadata, up = attempt.result, attempt.metadata, attempt.take_up
+        name = result.config_name
         self.results[name] = result
         self.recorder.changed(result)
-        with contextlib.suppress(OSError):  # the scribe tells of it, but may come late where the runner is killed
-            self.recorder.save_now(os.path.join(attempt.folder, METADATA), metadata)
-        self.save_own_files(attempt, attempt.own_files())
-        if attempt.take_up.how is How.CONTINUES:
-            mark_attempt(logs["combined"], f"attempt {result.attempts} {attempt.take_up}")
+        path = os.path.join(attempt.folder, METADATA)
+        with contextlib.suppress(OSError):  # the scribe would tell, but it may come late where the runner is killed
+            write_file(path, json_bytes(metadata), sync=False, is_holder=False)
+        self.recorder.save_json(path, metadata)
+        self.save_files(attempt.config_used)
+        if up.how is How.CONTINUES:
+            mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream], follow)
-        self.look_at_code(attempt)
-        begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
+        self.look_at_code(result, metadata)
+        begins = "started" if up.how is How.STARTS else str(up)
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
-    def look_at_code(self, attempt: Attempt) -> None:
-        with contextlib.suppress(OSError):  # the working directory has gone
-            if self.watch.look():
-                self.watch.ask()
-        question, code = self.watch.asked, self.watch.latest
+    def look_at_code(self, result: Result, metadata: dict[str, Any]) -> None:
+        if self.watch.look():
+            self.watch.ask()
+        question = self.watch.asked
+        changed = functools.partial(self.watch.changed, self.watch.latest)
         if question in self.answers:
-            self.compare_code(attempt.result, attempt.folder, code)
+            self.compare_code(result, changed)
         else:
-            tell = functools.partial(self.note_code, attempt.result, attempt.folder, attempt.metadata, code)
-            self.unanswered[question].append(tell)
-
-    def save_own_files(self, attempt: Attempt, paths: Iterable[str]) -> None:
-        files = attempt.own_files()
-        for path in paths:
-            is_synced = path not in attempt.config_used  # that one is in plan/
-            self.recorder.save(path, functools.partial(write_file, path, files[path], is_synced), path)
+            self.unanswered[question].append(functools.partial(self.note_code, result, metadata, changed))
 
     def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
         """What a training gets in its environment, unless the user's has a value of its own."""
@@ -5431,11 +5411,10 @@ class Batch:
         run_id = str(run or sha256(origin.encode())[:16])
         return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
-    def metadata(
-        self, experiment: Experiment, result: Result, command: list[str], environment: dict[str, str]
-    ) -> dict[str, Any]:
+    def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
+        command = attempt_command(self.options, experiment, os.path.join(self.folder, experiment.name), slot, up)
+        environment = self.environment(experiment, result, slot, up)
         system, code = os.uname(), self.answers.get(self.watch.asked, self.answers[0])
-        visible = {**os.environ, **environment}.get("CUDA_VISIBLE_DEVICES")
         return {
             "config_name": experiment.name,
             "config_path": experiment.config,
@@ -5457,7 +5436,7 @@ class Batch:
             "pid": None,
             "pid_started": None,
             "git": code.git,
-            "cuda_visible_devices": visible,
+            "cuda_visible_devices": {**os.environ, **environment}.get("CUDA_VISIBLE_DEVICES"),
             "environment_set": environment,
         }
 
@@ -5525,9 +5504,10 @@ class Batch:
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        gone = [path for path in attempt.own_files() if not os.path.exists(path)]
+        own = {os.path.join(attempt.folder, METADATA): json_bytes(attempt.metadata), **attempt.config_used}
+        gone = {path: data for path, data in own.items() if not os.path.exists(path)}
         if gone:
-            self.save_own_files(attempt, gone)
+            self.save_files(gone)
             self.warn(attempt.result, f"put back what the training removed: {', '.join(map(os.path.basename, gone))}")
 
     def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
@@ -5557,7 +5537,7 @@ class Batch:
         taken up again."""
         folder = os.path.join(self.folder, result.config_name)
         result.end_time = now_iso()
-        self.recorder.save_json(os.path.join(folder, RESULT), to_json(result))
+        self.save_result(result)
         self.recorder.changed(result)
         for line in [end_in_line(result), *(f"    {line}" for line in (result.traceback or "").splitlines())]:
             self.say(line)
@@ -5570,7 +5550,7 @@ class Batch:
 
     def count_failure(self, result: Result) -> None:
         name = result.config_name
-        may_pass = not self.plan[name].problem and not result.diverged and self.stopped_by is None
+        may_pass = not self.plan[name].problem and not result.diverged and not self.obstacle
         if may_pass and self.retries[name] < self.options.retries:
             self.retries[name] += 1
             self.say(f"{name}: retry {self.retries[name]} of {self.options.retries} follows")
@@ -5588,7 +5568,7 @@ class Batch:
         for tell in itertools.chain(*self.unanswered.values()):
             tell(CodeState(None))
         counts = count_statuses(self.results.values())
-        is_cut_short = self.stopped_by is not None or counts["pending"] > 0
+        is_cut_short = self.stopped_by is not None or counts["pending"]
         self.recorder.head.update(state="interrupted" if is_cut_short else "finished", end_time=now_iso())
         is_saved = self.recorder.finish(self.results)
         is_all_well = is_saved and counts["completed"] == len(self.plan) and self.stopped_by is None
