@@ -4741,7 +4741,7 @@ class Attempt:
     folder: str
     take_up: TakeUp
     metadata: dict[str, Any]
-    config_used: dict[str, bytes]  # path -> the config, where there is one
+    config_used: dict[str, bytes]  # name of its copy -> the config, where there is one
     readers: dict[str, LineReader]  # by stream
     stderr_start: int = 0  # the bytes before it are of earlier attempts
     stopped_as: Status = Status.TIMEOUT  # unless the batch has ended it for another reason
@@ -4846,13 +4846,6 @@ def mark_attempt(log: Log, text: str) -> None:
     log.write([start, stamp("RUNNER"), text.encode(), b"\n"])
 
 
-def discard(log: Log) -> None:
-    """There is no training that would write to a log: leave none behind that is empty."""
-    if not os.fstat(log.descriptor).st_size:
-        os.unlink(log.path)
-    log.close()
-
-
 def bytes_of(path: str) -> bytes:
     """What a file holds; nothing where it can't be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -4863,7 +4856,7 @@ def bytes_of(path: str) -> bytes:
 def keep_only_checkpoint(experiment: Experiment, folder: str, attempts: int, options: Options) -> None:
     """Keep a copy of the only checkpoint from which an attempt would continue. Raises OSError and shutil.Error."""
     checkpoint = take_up(experiment, folder, attempts, options).checkpoint
-    if checkpoint and len(checkpoints(folder, options.checkpoints)) == 1 and needs_copy(checkpoint):
+    if checkpoints(folder, options.checkpoints) == [checkpoint] and needs_copy(checkpoint):
         keep_copy(checkpoint)
 
 
@@ -4874,14 +4867,6 @@ def set_checkpoint_aside(checkpoint: str) -> str:
     if copy:
         os.rename(copy, checkpoint)
     return f"{os.path.basename(checkpoint)}{ASIDE}{'; its kept copy is used' if copy else ''}"
-
-
-def reap_orphans(own: Collection[int]) -> None:
-    """As pid 1 of a container: take the exit of what has lost its parent, but not of trainings."""
-    for each in processes():
-        if each.parent == 1 and each.state == "Z" and each.pid not in own:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(each.pid, os.WNOHANG)
 
 
 def program() -> list[str]:
@@ -4904,7 +4889,6 @@ class Batch:
         plan: Sequence[Experiment],
         results: dict[str, Result],
         recorder: Recorder,
-        frozen: PlanFile,
         to_run: Iterable[str],
         slots: Sequence[Slot],
     ) -> None:
@@ -4912,7 +4896,6 @@ class Batch:
         self.folder, self.console, self.say = recorder.folder, recorder.console, recorder.say
         self.place = os.path.abspath(self.folder)
         self.plan = {each.name: each for each in plan}
-        self.digests = {each.name: each.config_sha256 for each in frozen.experiments}
         self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in to_run)
         self.free, self.slots = list(slots), len(slots)
@@ -4930,7 +4913,9 @@ class Batch:
         self.largest_checkpoint = 0  # bytes
         self.draw_due = 0.0 if self.console.live else math.inf
         copied = [each.config for each in plan if each.launched_config != each.config]
-        self.watch = CodeWatch(options.train_script, copied, self.post_code)
+        self.watch = CodeWatch(
+            options.train_script, copied, lambda *answer: self.events.put(lambda: self.on_code(*answer))
+        )
         self.answers = {0: CodeState(None)}  # what git has said, by the numbers of the questions
         self.unanswered: defaultdict[int, list[Callable[[CodeState], None]]] = defaultdict(list)  # who waits for it
         self.script_lines = lines_like_metrics(bytes_of(options.train_script))
@@ -4949,8 +4934,11 @@ class Batch:
         self.say(f"batch {self.folder}: {len(self.waiting)} of {count_of(len(self.plan), 'experiment')} to run")
         self.share_cores()
         try:
-            while self.running or self.may_launch() or (self.preparing and not self.obstacle):
-                if self.fill_slot():
+            while self.running or (not self.obstacle and (self.waiting or self.preparing)):
+                if time.monotonic() >= self.next_launch():
+                    slot = min(self.free, key=lambda each: each.number)
+                    self.free.remove(slot)
+                    self.launch(self.waiting.popleft(), slot)
                     self.take_events(0.0)  # a stop is not kept waiting by many launches
                 else:
                     self.wait()
@@ -5030,8 +5018,11 @@ class Batch:
         if self.guardian and self.guardian.has_died():
             self.say("the guardian was killed: if the runner is killed too, its trainings live on")
             self.guardian = None
-        if os.getpid() == 1:
-            reap_orphans({attempt.process.group.leader for attempt in self.running})
+        own = {attempt.process.group.leader for attempt in self.running}
+        for each in processes() if os.getpid() == 1 else ():
+            if each.parent == 1 and each.state == "Z" and each.pid not in own:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(each.pid, os.WNOHANG)
 
     def on_suspend(self) -> None:
         """Ctrl+Z stops the runner alone, the training goes on; the terminal is left clean."""
@@ -5079,9 +5070,6 @@ class Batch:
         if number == errno.EROFS:
             self.stop_launching(f"can't write {path}: {why}")
 
-    def post_code(self, question: int, state: CodeState) -> None:
-        self.events.put(lambda: self.on_code(question, state))
-
     def on_code(self, question: int, state: CodeState) -> None:
         """git has answered: keep what it says with the batch, or with the attempts that have waited for it."""
         self.answers[question] = state
@@ -5090,7 +5078,7 @@ class Batch:
         if question == 1:
             self.recorder.head["git"] = state.git
             self.recorder.renew()
-            self.save_patch(self.folder, state)
+            self.save_files(self.folder, {PATCH: state.patch} if state.patch else {})
             state = CodeState(state.git)  # the patch is kept once
         for tell in self.unanswered.pop(question, ()):
             tell(state)
@@ -5102,15 +5090,12 @@ class Batch:
         folder = os.path.join(self.folder, result.config_name)
         metadata["git"] = state.git
         self.recorder.save_json(os.path.join(folder, METADATA), metadata)
-        self.save_patch(folder, state)
+        self.save_files(folder, {PATCH: state.patch} if state.patch else {})
         self.compare_code(result, changed)
 
-    def save_patch(self, folder: str, state: CodeState) -> None:
-        if state.patch:
-            self.save_files({os.path.join(folder, PATCH): state.patch})
-
-    def save_files(self, files: Mapping[str, bytes]) -> None:
-        for path, data in files.items():
+    def save_files(self, folder: str, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            path = os.path.join(folder, name)
             self.recorder.save(path, functools.partial(write_file, path, data, sync=False))
 
     def compare_code(self, result: Result, changed: Callable[[], list[str]]) -> None:
@@ -5137,9 +5122,8 @@ class Batch:
         """Sleep until an event or the next deadline; then take the events that are there."""
         now = time.monotonic()
         all_running = [attempt.process for attempt in self.running]
-        due = min([self.recorder.next_due(), self.draw_due, *(each.next_look() for each in all_running)])
-        if self.may_launch() and self.free:
-            due = min(due, self.retry_at)
+        looks = [each.next_look() for each in all_running]
+        due = min([self.recorder.next_due(), self.draw_due, self.next_launch(), *looks])
         counts_time = any(each.deadline < math.inf for each in all_running)
         if counts_time:
             due = min(due, now + TICK)
@@ -5200,14 +5184,17 @@ class Batch:
             self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
             result.diverged = attempt.stopped_as is Status.FAILED
         if had_none and result.metrics.first_step is not None:
-            self.check_config(attempt)
+            self.check_config(self.plan[result.config_name], result)
 
-    def check_config(self, attempt: Attempt) -> None:
+    def check_config(self, planned: Experiment, result: Result) -> None:
         """At the first step: a trainer that reads the original config, not its copy, may have read an edited one."""
-        planned = self.plan[attempt.result.config_name]
         reads_original = planned.config and planned.launched_config in ("", planned.config)
-        if reads_original and file_sha256(planned.config) != self.digests[planned.name]:
-            self.warn(attempt.result, f"{planned.config} was edited since the batch began, and may have been read so")
+        if reads_original and bytes_of(planned.config) != self.source_of(planned):
+            self.warn(result, f"{planned.config} was edited since the batch began, and may have been read so")
+
+    def source_of(self, planned: Experiment) -> bytes:
+        """What the config of an experiment held when it was planned."""
+        return self.planner.read(planned.source or planned.config).source
 
     def refresh_views(self) -> None:
         now = time.monotonic()
@@ -5224,17 +5211,9 @@ class Batch:
 
     # ---- launching
 
-    def may_launch(self) -> bool:
-        return bool(self.waiting) and not self.obstacle
-
-    def fill_slot(self) -> bool:
-        """Launch what is next in the plan, if there is room; returns whether it was tried."""
-        if not self.free or not self.may_launch() or time.monotonic() < self.retry_at:
-            return False
-        slot = min(self.free, key=lambda each: each.number)
-        self.free.remove(slot)
-        self.launch(self.waiting.popleft(), slot)
-        return True
+    def next_launch(self) -> float:
+        """When the next launch may be tried; never where nothing waits for one, or no slot is free."""
+        return self.retry_at if self.waiting and self.free and not self.obstacle else math.inf
 
     def launch(self, planned: Experiment, slot: Slot, is_prepared: bool = False) -> None:
         """Begin the next attempt of an experiment. What there is no room for waits; another failure is its end."""
@@ -5248,7 +5227,7 @@ class Batch:
                 self.prepare(planned, slot, before.attempts)
             else:
                 self.start(on_device(self.options, self.planner, planned, slot), result, slot)
-            self.pause = 0.0
+                self.pause = 0.0
         except Exception as error:
             self.free.append(slot)
             why = shortage_in(error)
@@ -5329,7 +5308,9 @@ class Batch:
         except Exception:
             launch.abandon()
             for log in logs.values():
-                discard(log)
+                if not os.fstat(log.descriptor).st_size:
+                    os.unlink(log.path)
+                log.close()
             raise
         # From here on there is a training: nothing below may fail before it is known to the loop.
         if self.guardian:
@@ -5353,12 +5334,11 @@ class Batch:
         if up.how is How.CONTINUES:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
         metadata = self.metadata(experiment, result, slot, up)
-        planned = self.planner.read(experiment.source or experiment.config).source
-        config_used = {}
+        config_used, planned = {}, self.source_of(experiment)
         if experiment.config:
             ending = os.path.splitext(experiment.config)[1]
             source = bytes_of(experiment.launched_config or experiment.config) or planned
-            config_used[os.path.join(folder, f"config_used{ending}")] = source
+            config_used[f"config_used{ending}"] = source
         own_lines = self.script_lines | lines_like_metrics(planned)  # a trainer that prints them says nothing
         readers = {stream: LineReader(own_lines, self.patterns) for stream in ("stdout", "stderr")}
         return Attempt(result, slot, folder, up, metadata, config_used, readers)
@@ -5373,7 +5353,7 @@ class Batch:
         with contextlib.suppress(OSError):  # the scribe would tell, but it may come late where the runner is killed
             write_file(path, json_bytes(metadata), sync=False, is_holder=False)
         self.recorder.save_json(path, metadata)
-        self.save_files(attempt.config_used)
+        self.save_files(attempt.folder, attempt.config_used)
         if up.how is How.CONTINUES:
             mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
         shown_name = f"{name}: " if self.slots > 1 else ""
@@ -5398,40 +5378,34 @@ class Batch:
         """What a training gets in its environment, unless the user's has a value of its own."""
         wanted = dict(self.share)
         if True in (experiment.settings.get("wandb_log"), experiment.settings.get("wandb_enabled")):
-            wanted.update(self.wandb_variables(experiment.name, result, up))
+            # A batch is a group, and an attempt that continues goes on with the run of the one before.
+            batch, name = os.path.basename(self.place), experiment.name
+            kept = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
+            run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.how is How.CONTINUES else None
+            origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
+            run_id = str(run or sha256(origin.encode())[:16])
+            wanted.update(WANDB_RUN_GROUP=batch, WANDB_RUN_ID=run_id, WANDB_RESUME="allow")
         chosen = {key: value for key, value in wanted.items() if key not in os.environ}
         return {**chosen, "CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else chosen
-
-    def wandb_variables(self, name: str, result: Result, up: TakeUp) -> dict[str, str]:
-        """A batch is a group, and an attempt that continues goes on with the run of the one before."""
-        kept = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
-        run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.how is How.CONTINUES else None
-        batch = os.path.basename(self.place)
-        origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
-        run_id = str(run or sha256(origin.encode())[:16])
-        return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
     def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
         command = attempt_command(self.options, experiment, os.path.join(self.folder, experiment.name), slot, up)
         environment = self.environment(experiment, result, slot, up)
         system, code = os.uname(), self.answers.get(self.watch.asked, self.answers[0])
+        shared = ("train_script", "options", "python_executable", "python_version", "hostname")
         return {
+            **{key: self.recorder.head.get(key) for key in shared},
             "config_name": experiment.name,
             "config_path": experiment.config,
-            "config_sha256": self.digests[experiment.name] or None,
+            "config_sha256": sha256(self.source_of(experiment)) if experiment.config else None,
             "command": command,
             "command_line": shell_line(command),
-            "train_script": self.options.train_script,
-            "options": plan_options(self.options),
             "global_overrides": self.recorder.head.get("global_overrides", {}),
             "overrides": result.overrides,
             "attempt": result.attempts,
             "attempt_history": result.attempt_history,
             "start_time": result.start_time,
             "working_directory": os.getcwd(),
-            "python_executable": sys.executable,
-            "python_version": sys.version.split()[0],
-            "hostname": system.nodename,
             "platform": f"{system.sysname} {system.release} {system.machine}",
             "pid": None,
             "pid_started": None,
@@ -5464,7 +5438,6 @@ class Batch:
             self.free.append(attempt.slot)
         elif not self.free and not self.running:
             self.stop_launching("no slot is left: what ran in them can't be killed")
-        process.has_news = False
         self.take_news(attempt)
         self.conclude(attempt)
         self.put_back_files(attempt)
@@ -5504,11 +5477,11 @@ class Batch:
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        own = {os.path.join(attempt.folder, METADATA): json_bytes(attempt.metadata), **attempt.config_used}
-        gone = {path: data for path, data in own.items() if not os.path.exists(path)}
+        own = {METADATA: json_bytes(attempt.metadata), **attempt.config_used}
+        gone = {name: own[name] for name in own if not os.path.exists(os.path.join(attempt.folder, name))}
         if gone:
-            self.save_files(gone)
-            self.warn(attempt.result, f"put back what the training removed: {', '.join(map(os.path.basename, gone))}")
+            self.save_files(attempt.folder, gone)
+            self.warn(attempt.result, f"put back what the training removed: {', '.join(gone)}")
 
     def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
         """After a continued attempt whose error says that the checkpoint can't be read: whether it is tried again
@@ -5530,7 +5503,7 @@ class Batch:
         self.set_aside[name] = checkpoint
         self.say(f"{name}: {result.error}; set aside: {done}")
         self.waiting.appendleft(self.plan[name])
-        return self.may_launch()
+        return not self.obstacle
 
     def end_attempt(self, result: Result) -> None:
         """The one place in which an attempt ends, whatever became of it: it is recorded, counted, said, and perhaps
@@ -5974,12 +5947,12 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     """Freeze the plan, then run it."""
     job.notes += [NO_LOCKS] if lock is None else []
     try:
-        frozen = freeze(job.folder, job.plan, choose_launched(job), head)
+        freeze(job.folder, job.plan, choose_launched(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
         write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
-    batch = Batch(job.options, job.planner, job.plan, job.results, recorder, frozen, job.to_run, job.slots)
+    batch = Batch(job.options, job.planner, job.plan, job.results, recorder, job.to_run, job.slots)
     for note in job.notes:
         recorder.say(note)
     return batch.run()
