@@ -5072,34 +5072,25 @@ class Batch:
 
     def on_code(self, question: int, state: CodeState) -> None:
         """git has answered: keep what it says with the batch, or with the attempts that have waited for it."""
-        self.answers[question] = state
+        self.answers[question] = CodeState(state.git)  # the patch is kept once
         if state.note:
             self.say(state.note)
         if question == 1:
             self.recorder.head["git"] = state.git
             self.recorder.renew()
             self.save_files(self.folder, {PATCH: state.patch} if state.patch else {})
-            state = CodeState(state.git)  # the patch is kept once
+            state = self.answers[1]
         for tell in self.unanswered.pop(question, ()):
             tell(state)
 
     def note_code(
         self, result: Result, metadata: dict[str, Any], changed: Callable[[], list[str]], state: CodeState
     ) -> None:
-        """git has told which code an attempt runs; it may have ended meanwhile."""
+        """git has told which code an attempt runs, or ran: keep that, and warn where the batch began with another."""
         folder = os.path.join(self.folder, result.config_name)
         metadata["git"] = state.git
         self.recorder.save_json(os.path.join(folder, METADATA), metadata)
         self.save_files(folder, {PATCH: state.patch} if state.patch else {})
-        self.compare_code(result, changed)
-
-    def save_files(self, folder: str, files: Mapping[str, bytes]) -> None:
-        for name, data in files.items():
-            path = os.path.join(folder, name)
-            self.recorder.save(path, functools.partial(write_file, path, data, sync=False))
-
-    def compare_code(self, result: Result, changed: Callable[[], list[str]]) -> None:
-        """Warn where an attempt runs, or ran, other code than the batch began with."""
         names: list[str] = []
         with contextlib.suppress(OSError):  # the working directory has gone
             names = changed()
@@ -5108,6 +5099,11 @@ class Batch:
             self.recorder.changed(result)
         if names and result.status is not Status.RUNNING:
             self.save_result(result)
+
+    def save_files(self, folder: str, files: Mapping[str, bytes]) -> None:
+        for name, data in files.items():
+            path = os.path.join(folder, name)
+            self.recorder.save(path, functools.partial(write_file, path, data, sync=False))
 
     def save_result(self, result: Result) -> None:
         self.recorder.save_json(os.path.join(self.folder, result.config_name, RESULT), to_json(result))
@@ -5166,25 +5162,22 @@ class Batch:
 
     def take_news(self, attempt: Attempt) -> None:
         """What the streams have said since the last time."""
+        result = attempt.result
+        had_no_step = result.metrics.first_step is None
         for tee in attempt.tees:
             tee.announced = False  # before they are taken: what comes after that is announced again
             news = attempt.readers[tee.stream].take()
             if tee.stream == "stderr":
                 attempt.process.set_queued(news.queued, time.monotonic())
-            self.take_stream(attempt, news)
-        self.recorder.changed(attempt.result, is_progress=True)
-
-    def take_stream(self, attempt: Attempt, news: News) -> None:
-        result = attempt.result
-        had_none = result.metrics.first_step is None
-        add_metrics(result.metrics, news.metrics)
-        for line in news.evaluations:
-            self.say(f"{result.config_name}: {line.decode(errors='replace')}")
-        if self.options.stop_on_nan and (news.not_finite_in_a_row >= 3 or news.evaluation_not_finite):
-            self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
-            result.diverged = attempt.stopped_as is Status.FAILED
-        if had_none and result.metrics.first_step is not None:
+            add_metrics(result.metrics, news.metrics)
+            for line in news.evaluations:
+                self.say(f"{result.config_name}: {line.decode(errors='replace')}")
+            if self.options.stop_on_nan and (news.not_finite_in_a_row >= 3 or news.evaluation_not_finite):
+                self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
+                result.diverged = attempt.stopped_as is Status.FAILED
+        if had_no_step and result.metrics.first_step is not None:
             self.check_config(self.plan[result.config_name], result)
+        self.recorder.changed(result, is_progress=True)
 
     def check_config(self, planned: Experiment, result: Result) -> None:
         """At the first step: a trainer that reads the original config, not its copy, may have read an edited one."""
@@ -5193,7 +5186,7 @@ class Batch:
             self.warn(result, f"{planned.config} was edited since the batch began, and may have been read so")
 
     def source_of(self, planned: Experiment) -> bytes:
-        """What the config of an experiment held when it was planned."""
+        """What its config held when it was planned."""
         return self.planner.read(planned.source or planned.config).source
 
     def refresh_views(self) -> None:
@@ -5263,9 +5256,7 @@ class Batch:
     def check_room(self) -> None:
         """Raises OSError where the disk has no room for what the trainings may write."""
         needed = max(ROOM, 2 * self.largest_checkpoint) * (len(self.running) + 1)
-        free = needed
-        with contextlib.suppress(OSError):
-            free = free_bytes(self.folder)
+        free = free_bytes(self.folder)
         if free < needed:
             told = f"only {free >> 20} MB free on the disk of {self.folder}, {needed >> 20} MB are wanted"
             raise OSError(errno.ENOSPC, told)
@@ -5349,10 +5340,9 @@ class Batch:
         name = result.config_name
         self.results[name] = result
         self.recorder.changed(result)
-        path = os.path.join(attempt.folder, METADATA)
-        with contextlib.suppress(OSError):  # the scribe would tell, but it may come late where the runner is killed
+        with contextlib.suppress(OSError):  # the scribe will write it anew, but may come late if the runner is killed
+            path = os.path.join(attempt.folder, METADATA)
             write_file(path, json_bytes(metadata), sync=False, is_holder=False)
-        self.recorder.save_json(path, metadata)
         self.save_files(attempt.folder, attempt.config_used)
         if up.how is How.CONTINUES:
             mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
@@ -5369,10 +5359,11 @@ class Batch:
             self.watch.ask()
         question = self.watch.asked
         changed = functools.partial(self.watch.changed, self.watch.latest)
+        tell = functools.partial(self.note_code, result, metadata, changed)
         if question in self.answers:
-            self.compare_code(result, changed)
+            tell(self.answers[question])
         else:
-            self.unanswered[question].append(functools.partial(self.note_code, result, metadata, changed))
+            self.unanswered[question].append(tell)
 
     def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
         """What a training gets in its environment, unless the user's has a value of its own."""
@@ -5391,7 +5382,7 @@ class Batch:
     def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
         command = attempt_command(self.options, experiment, os.path.join(self.folder, experiment.name), slot, up)
         environment = self.environment(experiment, result, slot, up)
-        system, code = os.uname(), self.answers.get(self.watch.asked, self.answers[0])
+        system = os.uname()
         shared = ("train_script", "options", "python_executable", "python_version", "hostname")
         return {
             **{key: self.recorder.head.get(key) for key in shared},
@@ -5409,7 +5400,7 @@ class Batch:
             "platform": f"{system.sysname} {system.release} {system.machine}",
             "pid": None,
             "pid_started": None,
-            "git": code.git,
+            "git": None,
             "cuda_visible_devices": {**os.environ, **environment}.get("CUDA_VISIBLE_DEVICES"),
             "environment_set": environment,
         }
