@@ -126,6 +126,50 @@ class ErrorsTest(unittest.TestCase):
         self.assertIsNone(runner.hint_for("ValueError: no"))
 
 
+class JudgeTest(unittest.TestCase):
+    """How an attempt ended, by its return code, by what stopped it, by its stderr and its losses."""
+
+    def test_each_end_has_its_status_and_its_reason(self) -> None:
+        traceback = "Traceback (most recent call last):\n  File 'a.py', line 1\nValueError: no\n"
+        interrupt = traceback.replace("ValueError: no", "KeyboardInterrupt")
+        stopped = (runner.Status.INTERRUPTED, "stopped by SIGINT")
+        stalled = (runner.Status.TIMEOUT, "stalled")
+        cases = [
+            (0, None, traceback, "completed", None),
+            (3, None, "", "failed", "exit code 3"),
+            (-9, None, "", "failed", "killed by SIGKILL"),
+            (1, None, traceback, "failed", "exit code 1: ValueError: no"),
+            (0, stopped, traceback, "interrupted", "stopped by SIGINT"),
+            (-2, stalled, interrupt, "timeout", "stalled"),
+            (1, stalled, traceback, "timeout", "stalled: ValueError: no"),
+            (None, (runner.Status.FAILED, "can't be killed: pid 7"), "", "failed", "can't be killed: pid 7"),
+        ]
+        for return_code, stop, stderr, status, error in cases:
+            with self.subTest(return_code=return_code, stop=stop, stderr=stderr):
+                result = runner.Result(return_code=return_code)
+                self.assertEqual(runner.judge(result, stop, stderr, is_strict=False), [])
+                self.assertEqual((result.status, result.error), (status, error))
+                self.assertEqual(result.stderr_tail, "" if status == "completed" else stderr.strip())
+
+    def test_an_exit_code_of_0_is_doubted(self) -> None:
+        nan, lost = float("nan"), "the loss is not finite: try a smaller --learning_rate"
+        metrics = runner.Metrics
+        cases = [
+            (metrics(), "completed", ["printed no step"]),
+            (metrics(step=10, first_step=1, train_loss=1.0), "completed", []),
+            (metrics(step=6, first_step=1, largest_gap=3), "completed", ["ended at step 6 of 10"]),
+            (metrics(step=6, first_step=1, largest_gap=4), "completed", []),
+            (metrics(step=10, first_step=1, val_loss=nan), "completed", [lost]),
+            (metrics(step=10, first_step=1, val_loss=nan, diverged_since=4), "failed", []),
+        ]
+        for told, status, warnings in cases:
+            with self.subTest(told):
+                result = runner.Result(return_code=0, max_iters=10, metrics=told)
+                self.assertEqual(runner.judge(result, None, "", is_strict=True), warnings)
+                self.assertEqual((result.status, result.diverged), (status, status == "failed"))
+        self.assertEqual((result.error, result.hint), ("exit code 0, but the loss is nan since step 4", lost))
+
+
 class FilesTest(unittest.TestCase):
     def setUp(self) -> None:
         folder = tempfile.TemporaryDirectory()
