@@ -4853,13 +4853,6 @@ def bytes_of(path: str) -> bytes:
     return b""
 
 
-def keep_only_checkpoint(experiment: Experiment, folder: str, attempts: int, options: Options) -> None:
-    """Keep a copy of the only checkpoint from which an attempt would continue. Raises OSError and shutil.Error."""
-    checkpoint = take_up(experiment, folder, attempts, options).checkpoint
-    if checkpoints(folder, options.checkpoints) == [checkpoint] and needs_copy(checkpoint):
-        keep_copy(checkpoint)
-
-
 def set_checkpoint_aside(checkpoint: str) -> str:
     """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
     copy = kept_copy(checkpoint)
@@ -5215,6 +5208,7 @@ class Batch:
         try:
             self.check_room()
             if planned.problem:
+                result.attempts, result.attempt_history = before.attempts, before.attempt_history
                 raise UsageError(planned.problem)
             if before.attempts and not is_prepared:
                 self.prepare(planned, slot, before.attempts)
@@ -5234,11 +5228,14 @@ class Batch:
         """Before a directory is used again: what the scribe has yet to write there goes first, and a copy of an only
         checkpoint is kept, in a thread, as it may be large. Raises RuntimeError."""
         settled = threading.Event()
+        folder = os.path.join(self.folder, planned.name)
 
         def work() -> None:
             settled.wait()
             try:
-                keep_only_checkpoint(planned, os.path.join(self.folder, planned.name), attempts, self.options)
+                checkpoint = take_up(planned, folder, attempts, self.options).checkpoint
+                if checkpoints(folder, self.options.checkpoints) == [checkpoint] and needs_copy(checkpoint):
+                    keep_copy(checkpoint)
             except Exception as error:
                 problem = f"{planned.name}: no copy of its only checkpoint is kept: {error}"
                 self.events.put(lambda: self.say(problem))
@@ -5340,10 +5337,9 @@ class Batch:
         name = result.config_name
         self.results[name] = result
         self.recorder.changed(result)
-        with contextlib.suppress(OSError):  # the scribe will write it anew, but may come late if the runner is killed
-            path = os.path.join(attempt.folder, METADATA)
-            write_file(path, json_bytes(metadata), sync=False, is_holder=False)
-        self.save_files(attempt.folder, attempt.config_used)
+        with contextlib.suppress(OSError):  # what is missing is written in the end
+            for file, data in {METADATA: json_bytes(metadata), **attempt.config_used}.items():
+                write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
         if up.how is How.CONTINUES:
             mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
         shown_name = f"{name}: " if self.slots > 1 else ""
@@ -5468,10 +5464,11 @@ class Batch:
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        own = {METADATA: json_bytes(attempt.metadata), **attempt.config_used}
-        gone = {name: own[name] for name in own if not os.path.exists(os.path.join(attempt.folder, name))}
+        names = (METADATA, *attempt.config_used)
+        gone = [name for name in names if not os.path.exists(os.path.join(attempt.folder, name))]
         if gone:
-            self.save_files(attempt.folder, gone)
+            own = {METADATA: json_bytes(attempt.metadata), **attempt.config_used}
+            self.save_files(attempt.folder, {name: own[name] for name in gone})
             self.warn(attempt.result, f"put back what the training removed: {', '.join(gone)}")
 
     def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
