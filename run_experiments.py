@@ -1700,7 +1700,6 @@ READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fie
     "dict[str, Any]": a_value_of(dict),
     "Status": Status,
     "Metrics": lambda value: from_json(Metrics, a_value_of(dict)(value)),
-    "Shard": lambda value: from_json(Shard, a_value_of(dict)(value)),
 }
 
 
@@ -1943,15 +1942,6 @@ def options_from_json(data: Any, where: str) -> dict[str, Any]:
 
 
 @dataclass
-class Shard:
-    """Which part of a plan a batch is; of one that is the whole, the count is 0."""
-
-    index: int = 0
-    count: int = 0
-    plan_digest: str = ""
-
-
-@dataclass
 class BatchFacts:
     """What the views need of a summary, whatever a file has there; the field names are its keys."""
 
@@ -1962,7 +1952,7 @@ class BatchFacts:
     sweep: dict[str, Any] = field(default_factory=dict)
     common_settings: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
-    shard: Shard = field(default_factory=Shard)
+    shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest
     slots: int = 1
     stopped_because: str = ""
 
@@ -4288,7 +4278,7 @@ class Overview:
         self.batches = batches
         self.results = joined_results(batches)
         self.state = max(each.facts.state for each in batches)  # "finished" < "interrupted" < "running"
-        self.notes = shard_notes([each.facts.shard for each in batches]) if len(batches) > 1 else []
+        self.notes = shard_notes(batches) if len(batches) > 1 else []
 
 
 def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
@@ -4323,14 +4313,14 @@ def drop_common(results: Sequence[Result]) -> None:
         each.settings = {key: value for key, value in each.settings.items() if key not in common}
 
 
-def shard_notes(all_shards: Sequence[Shard]) -> list[str]:
+def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
     """What is wrong with batches that are looked at together: shards are missing, or are of another plan."""
-    shards = [each for each in all_shards if each.count]
+    shards = [each.facts.shard for each in batches if each.facts.shard]
     notes = []
-    if len({(each.plan_digest, each.count) for each in shards}) > 1:
+    if len({(each["plan_digest"], each["count"]) for each in shards}) > 1:
         notes.append("the shards are of differing plans")
-    count = max((each.count for each in shards), default=0)
-    missing = sorted(set(range(1, count + 1)) - {each.index for each in shards})
+    count = max((each["count"] for each in shards), default=0)
+    missing = sorted(set(range(1, count + 1)) - {each["index"] for each in shards})
     if missing:
         notes.append(f"of {count} shards these are missing: {', '.join(map(str, missing))}")
     return notes
@@ -4394,12 +4384,12 @@ def page_head(place: str, overview: Overview) -> PageHead:
     if len(rows) > 1:
         head.batches = rows
         return head
-    batch, git = overview.batches[0], overview.batches[0].facts.git
-    if git.get("commit"):
-        head.commit = str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
+    batch, facts = overview.batches[0], overview.batches[0].facts
+    if facts.git.get("commit"):
+        head.commit = str(facts.git["commit"])[:12] + (" with changes" if facts.git.get("dirty") else "")
     head.patch = PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else None
-    head.host, head.started, head.command = batch.facts.hostname, rows[0]["started"], rows[0]["command"]
-    head.duration, head.eta = batch_seconds(batch), batch_left(overview.results, batch.facts.slots)
+    head.host, head.started, head.command = facts.hostname, rows[0]["started"], rows[0]["command"]
+    head.duration, head.eta = batch_seconds(batch), batch_left(overview.results, facts.slots)
     if head.state == "running":
         head.updated = time.strftime("%Y-%m-%d %H:%M:%S")
         head.reload_seconds = RELOAD
@@ -4539,8 +4529,9 @@ class Recorder:
     def summary(self, results: Mapping[str, Result]) -> dict[str, Any]:
         """The summary as it stands now; what it holds isn't changed later."""
         for name in self.changed_names:
-            self.rows[name] = to_json(results[name])
-            self.copies[name] = replace(results[name], metrics=replace(results[name].metrics))
+            result = results[name]
+            self.rows[name] = to_json(result)
+            self.copies[name] = replace(result, metrics=replace(result.metrics))
         self.changed_names.clear()
         self.head.update(count_statuses(results.values()))
         self.head["duration_seconds"] = round(time.monotonic() - self.began, 3)
@@ -4577,15 +4568,15 @@ class CodeState:
 
 
 class CodeWatch(threading.Thread):
-    """Knows the code as it was when the batch began, and tells what has changed since. git may be slow: it is asked
-    in this thread, and only where something has changed."""
+    """Knows the code as it was when the batch began, and what has changed since. git may be slow: it is asked in a
+    thread of its own, and only where something has changed."""
 
     def __init__(self, script: str, frozen: Iterable[str], tell: Callable[[int, CodeState], None]) -> None:
         super().__init__(name="git", daemon=True)
         self.tell = tell  # is called in the thread, with the number of the question
         self.frozen = set(map(os.path.abspath, frozen))  # configs that run from their copies: no code of this batch
         self.root = repository_root()
-        self.start_folder = self.root or os.path.dirname(os.path.abspath(script))
+        self.script_folder = os.path.dirname(os.path.abspath(script))
         self.stamps: dict[str, tuple[int, int]] = {}  # what tells a change of the files, and of their directories
         self.latest: dict[str, Optional[str]] = {}  # path -> digest; empty until the files have been read
         self.first = self.latest
@@ -4611,7 +4602,7 @@ class CodeWatch(threading.Thread):
 
     def git(self, *words: str) -> bytes:
         """What a git command prints; raises OSError or SubprocessError where it can't say."""
-        command = ["git", "--no-optional-locks", "-C", self.start_folder, *words]
+        command = ["git", "--no-optional-locks", "-C", self.root, *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_PATIENCE)
         if done.returncode != 1:  # which tells of a difference
             done.check_returncode()
@@ -4626,7 +4617,7 @@ class CodeWatch(threading.Thread):
         state = CodeState({"commit": commit, "branch": heads.get("head"), "dirty": is_dirty})
         listed = self.git("ls-files", "-t", "--cached", "--others", "--exclude-standard", "-z", "--", "*.py")
         files = [os.fsdecode(line).split(" ", 1) for line in listed.split(b"\0")[:-1]]
-        self.known = {os.path.join(self.start_folder, name) for _, name in files}
+        self.known = {os.path.join(self.root, name) for _, name in files}
         if not commit:
             return state
         state.patch = self.git("diff", "HEAD", "--binary")
@@ -4642,7 +4633,7 @@ class CodeWatch(threading.Thread):
         """Read the *.py of the repository that holds the working directory, or else those beside the script."""
         files: list[str] = []
         folders: list[str] = []
-        for folder, inner, names in os.walk(self.start_folder):
+        for folder, inner, names in os.walk(self.root or self.script_folder):
             inner[:] = [name for name in inner if self.root and is_source_folder(os.path.join(folder, name))]
             folders.append(folder)
             files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
