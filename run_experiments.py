@@ -4260,7 +4260,7 @@ SHORT = 600.0  # seconds in which nothing could run, after which a shortage ends
 SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 SLOW_DISK = 30.0  # seconds without progress after which the end no longer waits for the disk
 RELOAD = 10  # seconds after which the page of a running batch reads itself anew
-PACES = {SUMMARY: (0.05, 20.0), REPORT: (2.0, 50.0)}  # seconds between two, and in times of what one takes; the larger
+PACES = {SUMMARY: (0.05, 20.0), REPORT: (2.0, 50.0)}  # between two: seconds, or times what one takes if that is more
 PAGE_BYTES = 64 << 20  # of each log, read for the page at a time while the batch runs
 PATCH_BYTES = 10 << 20
 GIT_PATIENCE = 60.0  # seconds for one call of git
@@ -4421,36 +4421,31 @@ class Scribe(threading.Thread):
         super().__init__(name="scribe", daemon=True)
         self.changed = threading.Condition()
         self.jobs: dict[object, Callable[[], object]] = {}  # in order; of one key the latest counts
-        self.is_writing = False
-        self.progress = time.monotonic()
+        self.progress = time.monotonic()  # when something was last done
 
     def put(self, job: Callable[[], object], key: str = "") -> None:
         """Have something done; it takes the place of a job of the same key that still waits."""
         with self.changed:
             self.jobs[key or object()] = job
-            self.changed.notify_all()
+            self.changed.notify()
 
     def run(self) -> None:
         while True:
             with self.changed:
-                self.is_writing = False
-                self.changed.notify_all()
-                while not self.jobs:
-                    self.changed.wait()
+                self.changed.wait_for(lambda: self.jobs)
                 job = self.jobs.pop(next(iter(self.jobs)))
-                self.is_writing = True
             with contextlib.suppress(OSError):
                 job()
             self.progress = time.monotonic()
 
     def flush(self) -> bool:
         """Wait until all is written; False where the disk has not moved for too long."""
-        with self.changed:
-            self.progress = time.monotonic()
-            while self.jobs or self.is_writing:
-                if time.monotonic() > self.progress + SLOW_DISK:
-                    return False
-                self.changed.wait(0.5)
+        is_done = threading.Event()
+        self.put(is_done.set)
+        self.progress = time.monotonic()
+        while not is_done.wait(0.5):
+            if time.monotonic() > self.progress + SLOW_DISK:
+                return False
         return True
 
 
@@ -4459,13 +4454,13 @@ class Recorder:
 
     def __init__(self, folder: str, names: Sequence[str], head: dict[str, Any], console: Console) -> None:
         """Raises OSError where the master log can't be opened."""
-        self.folder, self.names, self.head, self.console = folder, names, head, console
+        self.folder, self.head, self.console = folder, head, console
         self.scribe = Scribe()
         self.began = time.monotonic()
         self.master_log = os.open(os.path.join(folder, MASTER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.rows: dict[str, Any] = {}  # name -> its result as JSON has it
         self.copies: dict[str, Result] = {}  # and as the page takes it
-        self.changed_names: set[str] = set(names)
+        self.changed_names = dict.fromkeys(names)  # in the plan's order, which rows and copies take from it
         self.curves: dict[str, Curve] = {}  # the scribe's
         self.failed: dict[str, Callable[[], None]] = {}  # files that could not be written -> how to
         self.on_write_error: Callable[[str, Exception], None] = lambda path, error: None  # called by the scribe
@@ -4502,7 +4497,7 @@ class Recorder:
         self.save(path, lambda: write_json(path, value, sync))
 
     def changed(self, result: Result, is_progress: bool = False) -> None:
-        self.changed_names.add(result.config_name)
+        self.changed_names[result.config_name] = None
         self.renew(time.monotonic() + PROGRESS if is_progress else 0.0)
 
     def renew(self, wanted: float = 0.0) -> None:
@@ -4514,17 +4509,9 @@ class Recorder:
         return min(self.due.values())
 
     def refresh(self, results: Mapping[str, Result], now: float) -> None:
-        if now >= self.due[SUMMARY]:
-            self.write_summary(results)
-        if now >= self.due[REPORT]:
-            self.write_page(results, PAGE_BYTES)
-
-    def put_off(self, name: str) -> str:
-        """The path of a file that is written now, and then only when its writing takes a small part of the time."""
-        path = os.path.join(self.folder, name)
-        least, times = PACES[name]
-        self.due[name], self.earliest[name] = math.inf, time.monotonic() + max(least, times * self.costs[path])
-        return path
+        for name, due in self.due.items():
+            if now >= due:
+                self.write(name, results)
 
     def summary(self, results: Mapping[str, Result]) -> dict[str, Any]:
         """The summary as it stands now; what it holds isn't changed later."""
@@ -4535,14 +4522,19 @@ class Recorder:
         self.changed_names.clear()
         self.head.update(count_statuses(results.values()))
         self.head["duration_seconds"] = round(time.monotonic() - self.began, 3)
-        return {**self.head, "results": {name: self.rows[name] for name in self.names}}
+        return {**self.head, "results": dict(self.rows)}
 
-    def write_summary(self, results: Mapping[str, Result], sync: bool = False) -> None:
-        self.save_json(self.put_off(SUMMARY), self.summary(results), sync)
-
-    def write_page(self, results: Mapping[str, Result], limit: float) -> None:
-        batch = StoredBatch(self.folder, self.summary(results), {name: self.copies[name] for name in self.names})
-        path = self.put_off(REPORT)
+    def write(self, name: str, results: Mapping[str, Result], is_last: bool = False) -> None:
+        """Have summary or page written; the next time, when that takes a small part of the time."""
+        path = os.path.join(self.folder, name)
+        least, times = PACES[name]
+        self.due[name], self.earliest[name] = math.inf, time.monotonic() + max(least, times * self.costs[path])
+        summary = self.summary(results)
+        if name == SUMMARY:
+            self.save_json(path, summary, sync=is_last)
+            return
+        batch = StoredBatch(self.folder, summary, dict(self.copies))
+        limit = math.inf if is_last else PAGE_BYTES
         self.save(path, lambda: write_file(path, make_page(self.folder, [batch], self.curves, limit), sync=False))
 
     def finish(self, results: Mapping[str, Result]) -> bool:
@@ -4550,8 +4542,8 @@ class Recorder:
         self.scribe.flush()
         for job in list(self.failed.values()):
             self.scribe.put(job)  # there may be room again
-        self.write_summary(results, sync=True)
-        self.write_page(results, math.inf)
+        self.write(SUMMARY, results, is_last=True)
+        self.write(REPORT, results, is_last=True)
         return self.scribe.flush() and not self.failed.keys() - {os.path.join(self.folder, REPORT)}
 
 
