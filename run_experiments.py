@@ -4286,13 +4286,14 @@ def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
     if len(batches) == 1:
         return list(batches[0].results.values())
     times = Counter(name for batch in batches for name in batch.results)
+    commons = [batch.facts.common_settings for batch in batches]
+    shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
     joined = []
-    for batch, label in zip(batches, batch_labels([batch.folder for batch in batches])):
-        common = batch.facts.common_settings
+    for batch, common, label in zip(batches, commons, batch_labels([batch.folder for batch in batches])):
+        apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
         for name, each in batch.results.items():
             full_name = f"{label}/{name}" if times[name] > 1 else name
-            joined.append(replace(each, config_name=full_name, settings={**common, **each.settings}))
-    drop_common(joined)
+            joined.append(replace(each, config_name=full_name, settings={**apart, **each.settings}))
     return joined
 
 
@@ -4303,14 +4304,6 @@ def batch_labels(folders: Sequence[str]) -> list[str]:
     if len(set(names)) == len(names):
         return names
     return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-
-
-def drop_common(results: Sequence[Result]) -> None:
-    """Leave the settings in which results differ."""
-    times = Counter((key, repr(value)) for each in results for key, value in each.settings.items())
-    common = {key for (key, _), number in times.items() if number == len(results)}
-    for each in results:
-        each.settings = {key: value for key, value in each.settings.items() if key not in common}
 
 
 def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
