@@ -1942,14 +1942,34 @@ def options_from_json(data: Any, where: str) -> dict[str, Any]:
 
 
 @dataclass
+class BatchFacts:
+    """What the views need of a summary, whatever a file has there; the field names are its keys."""
+
+    state: str = ""
+    start_time: str = ""
+    hostname: str = ""
+    command: list[str] = field(default_factory=list)
+    sweep: dict[str, Any] = field(default_factory=dict)
+    common_settings: dict[str, Any] = field(default_factory=dict)
+    git: dict[str, Any] = field(default_factory=dict)
+    shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest
+    slots: int = 1
+    stopped_because: str = ""
+
+
+@dataclass
 class StoredBatch:
     """A batch as its files tell it."""
 
     folder: str
-    summary: dict[str, Any]  # without the results
+    summary: dict[str, Any]
     results: dict[str, Result]
-    plan: PlanFile
-    notes: list[str]  # what was wrong with the files
+    plan: PlanFile = field(default_factory=lambda: PlanFile({}, []))
+    notes: list[str] = field(default_factory=list)  # what was wrong with the files
+
+    @property
+    def facts(self) -> BatchFacts:
+        return from_json(BatchFacts, self.summary)
 
 
 def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
@@ -4240,6 +4260,7 @@ SHORT = 600.0  # seconds in which nothing could run, after which a shortage ends
 SHORTAGES = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.ENOSPC, errno.EDQUOT)
 SLOW_DISK = 30.0  # seconds without progress after which the end no longer waits for the disk
 RELOAD = 10  # seconds after which the page of a running batch reads itself anew
+PACES = {SUMMARY: (0.05, 20.0), REPORT: (2.0, 50.0)}  # between two: seconds, or times what one takes if that is more
 PAGE_BYTES = 64 << 20  # of each log, read for the page at a time while the batch runs
 PATCH_BYTES = 10 << 20
 GIT_PATIENCE = 60.0  # seconds for one call of git
@@ -4250,44 +4271,73 @@ MAX_WATCHED = 20_000  # files
 # ---- the page of a batch, from its results and logs
 
 
-@dataclass
-class PageSource:
-    """One batch of those that a page shows."""
+class Overview:
+    """One batch, or several as one: what the page, the table and --status --json tell of them."""
 
-    folder: str
-    summary: dict[str, Any]
-    results: Sequence[Result]
+    def __init__(self, batches: Sequence[StoredBatch]) -> None:
+        self.batches = batches
+        self.results = joined_results(batches)
+        self.state = max(each.facts.state for each in batches)  # "finished" < "interrupted" < "running"
+        self.notes = shard_notes(batches) if len(batches) > 1 else []
 
 
-def write_report(
-    place: str,
-    sources: Sequence[PageSource],
-    curves: dict[str, Curve],
-    limit: float = math.inf,
-    is_holder: bool = False,
-) -> str:
-    """Write report.html into a directory, with what the logs hold by now; returns its path. Raises OSError.
+def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
+    """The results of one batch, or of several as one, then with the settings in which these differ."""
+    if len(batches) == 1:
+        return list(batches[0].results.values())
+    times = Counter(name for batch in batches for name in batch.results)
+    commons = [batch.facts.common_settings for batch in batches]
+    shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
+    joined = []
+    for batch, common, label in zip(batches, commons, batch_labels([batch.folder for batch in batches])):
+        apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
+        for name, each in batch.results.items():
+            full_name = f"{label}/{name}" if times[name] > 1 else name
+            joined.append(replace(each, config_name=full_name, settings={**apart, **each.settings}))
+    return joined
 
-    At most `limit` bytes of each log are read."""
-    results = joined_results(sources)
-    patterns = {each.experiment_dir: metrics_of(source.summary) for source in sources for each in source.results}
-    drawn = sorted(results, key=draw_rank)[:MAX_CURVES]
-    told = {
-        each.experiment_dir: read_curves(each.experiment_dir, curves, patterns[each.experiment_dir], limit)
-        for each in drawn
-        if each.attempts
-    }
+
+def batch_labels(folders: Sequence[str]) -> list[str]:
+    """The names of batches, with their place where two have begun in the same second in two directories."""
+    paths = list(map(os.path.abspath, folders))
+    names = list(map(os.path.basename, paths))
+    if len(set(names)) == len(names):
+        return names
+    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
+
+
+def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
+    """What is wrong with batches that are looked at together: shards are missing, or are of another plan."""
+    shards = [each.facts.shard for each in batches if each.facts.shard]
+    notes = []
+    if len({(each["plan_digest"], each["count"]) for each in shards}) > 1:
+        notes.append("the shards are of differing plans")
+    count = max((each["count"] for each in shards), default=0)
+    missing = sorted(set(range(1, count + 1)) - {each["index"] for each in shards})
+    if missing:
+        notes.append(f"of {count} shards these are missing: {', '.join(map(str, missing))}")
+    return notes
+
+
+def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curve], limit: float = math.inf) -> bytes:
+    """report.html for a directory, with what the logs hold by now; at most `limit` more bytes of each are read."""
+    overview = Overview(batches)
+    results = overview.results
+    swept = {key for batch in batches for keys in batch.facts.sweep for key in keys.split(",")}
     rows = rows_of(results)
-    swept = {key for source in sources for joined in source.summary.get("sweep") or () for key in joined.split(",")}
     for row, each in zip(rows, results):
         row["files"] = page_files(each, place)
         row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
-    lines = [{"name": each.config_name, **told[each.experiment_dir]} for each in results if each.experiment_dir in told]
-    groups = [vars(group) for group in seed_groups(results)]
-    text = render_page(page_head(place, sources), rows, lines, groups)
-    path = os.path.join(place, REPORT)
-    write_file(path, text.encode(errors="backslashreplace"), sync=False, is_holder=is_holder)
-    return path
+    patterns = {each.experiment_dir: metrics_of(batch.summary) for batch in batches for each in batch.results.values()}
+    begun = [each for each in results if each.attempts]
+    drawn = {each.experiment_dir for each in sorted(begun, key=draw_rank)[:MAX_CURVES]}
+    lines = []
+    for each in begun:
+        folder = each.experiment_dir
+        if folder in drawn:
+            lines.append({"name": each.config_name, **read_curves(folder, curves, patterns[folder], limit)})
+    head, groups = page_head(place, overview), list(map(vars, seed_groups(results)))
+    return render_page(head, rows, lines, groups).encode(errors="backslashreplace")
 
 
 def read_curves(
@@ -4301,57 +4351,6 @@ def read_curves(
         curve.update(path, limit)
         drawn.append(curve.drawn())
     return {kind: max((each[kind] for each in drawn), key=len) for kind in ("val", "train")}
-
-
-def joined_results(sources: Sequence[PageSource]) -> list[Result]:
-    """The results of one batch, or of several as one, then with the settings in which these differ."""
-    if len(sources) == 1:
-        return list(sources[0].results)
-    times = Counter(each.config_name for source in sources for each in source.results)
-    joined = []
-    for source, label in zip(sources, batch_labels([source.folder for source in sources])):
-        common = source.summary.get("common_settings")
-        below = common if isinstance(common, dict) else {}
-        for each in source.results:
-            name = each.config_name
-            if times[name] > 1:
-                name = f"{label}/{name}"
-            joined.append(replace(each, config_name=name, settings={**below, **each.settings}))
-    drop_common(joined)
-    return joined
-
-
-def batch_labels(folders: Sequence[str]) -> list[str]:
-    """The names of batches, with their place where two have begun in the same second in two directories."""
-    paths = list(map(os.path.abspath, folders))
-    names = list(map(os.path.basename, paths))
-    if len(set(names)) == len(names):
-        return names
-    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-
-
-def drop_common(results: Sequence[Result]) -> None:
-    """Leave the settings in which results differ."""
-    keys = dict.fromkeys(key for each in results for key in each.settings)
-    values = {key: {repr(each.settings.get(key)) for each in results} for key in keys}
-    for each in results:
-        each.settings = {key: value for key, value in each.settings.items() if len(values[key]) > 1}
-
-
-def shard_notes(summaries: Sequence[dict[str, Any]]) -> list[str]:
-    """What is wrong with shards that are looked at together: some are missing, or are of another plan."""
-    shards = [each["shard"] for each in summaries if isinstance(each.get("shard"), dict)]
-    if not shards:
-        return []
-    notes = []
-    if len({(shard.get("plan_digest"), shard.get("count")) for shard in shards}) > 1:
-        notes.append("the shards are of differing plans")
-    there = {shard.get("index") for shard in shards}
-    count = shards[0].get("count")
-    missing = [str(number) for number in range(1, count + 1) if number not in there] if isinstance(count, int) else []
-    if missing:
-        notes.append(f"of {count} shards these are missing: {', '.join(missing)}")
-    return notes
 
 
 def draw_rank(result: Result) -> tuple[bool, float]:
@@ -4371,64 +4370,38 @@ def page_files(result: Result, place: str) -> list[tuple[str, str]]:
     return [(label, f"./{folder}/{file}") for label, file in files.items()]
 
 
-def page_head(place: str, sources: Sequence[PageSource]) -> PageHead:
-    first = sources[0]
-    results = [each for source in sources for each in source.results]
-    notes = shard_notes([source.summary for source in sources]) if len(sources) > 1 else []
-    head = PageHead(os.path.basename(os.path.abspath(place)), joint_state(sources), count_statuses(results))
-    if len(sources) > 1:
-        head.batches = [batch_facts(source, place) for source in sources]
-        head.warnings = notes
+def page_head(place: str, overview: Overview) -> PageHead:
+    title = os.path.basename(os.path.abspath(place))
+    rows = [batch_row(each, place) for each in overview.batches]
+    head = PageHead(title, overview.state, count_statuses(overview.results), warnings=overview.notes)
+    if len(rows) > 1:
+        head.batches = rows
         return head
-    summary = first.summary
-    git, command = summary.get("git"), summary.get("command")
-    if isinstance(git, dict) and git.get("commit"):
-        head.commit = str(git["commit"])[:12] + (" with changes" if git.get("dirty") else "")
-    if os.path.exists(os.path.join(first.folder, PATCH)):
-        head.patch = PATCH
-    if isinstance(command, list):
-        head.command = shell_line(list(map(str, command)))
-    head.host = clean(str(summary.get("hostname") or "")) or None
-    head.started = str(summary.get("start_time"))[:19].replace("T", " ")
-    head.duration = summary_duration(summary)
-    head.eta = batch_left(first.results, slot_count(summary))
+    batch, facts = overview.batches[0], overview.batches[0].facts
+    if facts.git.get("commit"):
+        head.commit = str(facts.git["commit"])[:12] + (" with changes" if facts.git.get("dirty") else "")
+    head.patch = PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else None
+    head.host, head.started, head.command = facts.hostname, rows[0]["started"], rows[0]["command"]
+    head.duration, head.eta = batch_seconds(batch), batch_left(overview.results, facts.slots)
     if head.state == "running":
         head.updated = time.strftime("%Y-%m-%d %H:%M:%S")
         head.reload_seconds = RELOAD
     return head
 
 
-def joint_state(sources: Sequence[PageSource]) -> str:
-    states = {str(source.summary.get("state")) for source in sources}
-    return states.pop() if len(states) == 1 else next(each for each in ("running", "interrupted") if each in states)
-
-
-def batch_facts(source: PageSource, place: str) -> dict[str, Any]:
-    command = source.summary.get("command")
+def batch_row(batch: StoredBatch, place: str) -> dict[str, str]:
     return {
-        "name": os.path.basename(os.path.abspath(source.folder)),
-        "href": f"./{os.path.relpath(source.folder, place)}/{REPORT}",
-        "state": str(source.summary.get("state")),
-        "started": str(source.summary.get("start_time"))[:19].replace("T", " "),
-        "command": shell_line(list(map(str, command))) if isinstance(command, list) else "",
+        "name": os.path.basename(os.path.abspath(batch.folder)),
+        "href": f"./{os.path.relpath(batch.folder, place)}/{REPORT}",
+        "state": batch.facts.state,
+        "started": batch.facts.start_time[:19].replace("T", " "),
+        "command": shell_line(batch.facts.command),
     }
 
 
-def summary_duration(summary: dict[str, Any]) -> Optional[float]:
+def batch_seconds(batch: StoredBatch) -> Optional[float]:
     """Seconds that a batch took, or has taken so far."""
-    return elapsed(from_json(Result, {**summary, "status": summary.get("state")}))
-
-
-def slot_count(summary: dict[str, Any]) -> int:
-    options = summary.get("options")
-    if isinstance(summary.get("slots"), int):
-        return int(summary["slots"])
-    if not isinstance(options, dict):
-        return 1
-    devices, jobs = options.get("devices"), options.get("jobs")
-    if isinstance(devices, list):
-        return max(1, len(devices))
-    return jobs if isinstance(jobs, int) else 1
+    return elapsed(from_json(Result, {**batch.summary, "status": batch.facts.state}))
 
 
 # ---- writing down
@@ -4440,40 +4413,32 @@ class Scribe(threading.Thread):
     def __init__(self) -> None:
         super().__init__(name="scribe", daemon=True)
         self.changed = threading.Condition()
-        self.jobs: dict[object, Callable[[], None]] = {}  # in order; of one key the latest counts
-        self.is_writing = False
-        self.progress = time.monotonic()
+        self.jobs: dict[object, Callable[[], object]] = {}  # in order; of one key the latest counts
+        self.progress = time.monotonic()  # when something was last done
 
-    def put(self, job: Callable[[], None], key: object = None) -> None:
-        """Have something written; it takes the place of a job of the same key that still waits."""
+    def put(self, job: Callable[[], object], key: str = "") -> None:
+        """Have something done; it takes the place of a job of the same key that still waits."""
         with self.changed:
-            self.jobs[object() if key is None else key] = job
-            self.changed.notify_all()
-
-    def forget(self, key: object) -> None:
-        with self.changed:
-            self.jobs.pop(key, None)
+            self.jobs[key or object()] = job
+            self.changed.notify()
 
     def run(self) -> None:
         while True:
             with self.changed:
-                self.is_writing = False
-                self.changed.notify_all()
-                while not self.jobs:
-                    self.changed.wait()
+                self.changed.wait_for(lambda: self.jobs)
                 job = self.jobs.pop(next(iter(self.jobs)))
-                self.is_writing = True
-            job()
+            with contextlib.suppress(OSError):
+                job()
             self.progress = time.monotonic()
 
     def flush(self) -> bool:
         """Wait until all is written; False where the disk has not moved for too long."""
-        with self.changed:
-            self.progress = time.monotonic()
-            while self.jobs or self.is_writing:
-                if time.monotonic() > self.progress + SLOW_DISK:
-                    return False
-                self.changed.wait(0.5)
+        is_done = threading.Event()
+        self.put(is_done.set)
+        self.progress = time.monotonic()
+        while not is_done.wait(0.5):
+            if time.monotonic() > self.progress + SLOW_DISK:
+                return False
         return True
 
 
@@ -4482,19 +4447,19 @@ class Recorder:
 
     def __init__(self, folder: str, names: Sequence[str], head: dict[str, Any], console: Console) -> None:
         """Raises OSError where the master log can't be opened."""
-        self.folder, self.names, self.head, self.console = folder, names, head, console
+        self.folder, self.head, self.console = folder, head, console
         self.scribe = Scribe()
         self.began = time.monotonic()
         self.master_log = os.open(os.path.join(folder, MASTER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         self.rows: dict[str, Any] = {}  # name -> its result as JSON has it
         self.copies: dict[str, Result] = {}  # and as the page takes it
-        self.changed_names: set[str] = set(names)
+        self.changed_names = dict.fromkeys(names)  # in the plan's order, which rows and copies take from it
         self.curves: dict[str, Curve] = {}  # the scribe's
         self.failed: dict[str, Callable[[], None]] = {}  # files that could not be written -> how to
         self.on_write_error: Callable[[str, Exception], None] = lambda path, error: None  # called by the scribe
-        self.costs: defaultdict[object, float] = defaultdict(float)  # key -> seconds that its file took the last time
-        self.summary_due = self.page_due = math.inf
-        self.summary_earliest = self.page_earliest = self.progress_earliest = 0.0
+        self.costs: defaultdict[str, float] = defaultdict(float)  # path -> seconds that its writing took the last time
+        self.due = dict.fromkeys(PACES, math.inf)  # when a file is written anew
+        self.earliest = dict.fromkeys(PACES, 0.0)
 
     def say(self, text: str, even_if_quiet: bool = False) -> None:
         """One line for the master log and the console."""
@@ -4503,15 +4468,10 @@ class Recorder:
         self.console.line(line, even_if_quiet)
 
     def log(self, line: str) -> None:
-        data = (line + "\n").encode(errors="backslashreplace")
+        data = f"{line}\n".encode(errors="backslashreplace")
+        self.scribe.put(functools.partial(os.write, self.master_log, data))  # a full disk is told elsewhere
 
-        def write() -> None:
-            with contextlib.suppress(OSError):  # a full disk is told elsewhere
-                os.write(self.master_log, data)
-
-        self.scribe.put(write)
-
-    def save(self, path: str, write: Callable[[], object], key: object = None) -> None:
+    def save(self, path: str, write: Callable[[], object]) -> None:
         """Have a file written; a failure is told, and tried once more at the end."""
 
         def job() -> None:
@@ -4522,73 +4482,62 @@ class Recorder:
             except Exception as error:  # whatever it is, the scribe must go on
                 self.failed[path] = job
                 self.on_write_error(path, error)
-            self.costs[key] = time.monotonic() - began
+            self.costs[path] = time.monotonic() - began
 
-        self.scribe.put(job, key)
+        self.scribe.put(job, path)
 
-    def save_json(self, path: str, value: dict[str, Any]) -> None:
-        self.save(path, lambda: write_json(path, value), path)
-
-    def save_now(self, path: str, value: dict[str, Any]) -> None:
-        """Write a file at once, but don't wait until it is on the disk; what waits for its place is out of date."""
-        self.scribe.forget(path)
-        write_file(path, json_bytes(value), sync=False, is_holder=False)
+    def save_json(self, path: str, value: dict[str, Any], sync: bool = True) -> None:
+        self.save(path, lambda: write_json(path, value, sync))
 
     def changed(self, result: Result, is_progress: bool = False) -> None:
-        """Have summary and page written anew, but so that the writing takes a small part of the time."""
-        self.changed_names.add(result.config_name)
-        earliest = self.progress_earliest if is_progress else 0.0
-        self.summary_due = min(self.summary_due, max(self.summary_earliest, earliest))
-        self.page_due = min(self.page_due, self.page_earliest)
+        self.changed_names[result.config_name] = None
+        self.renew(time.monotonic() + PROGRESS if is_progress else 0.0)
 
-    def renew(self) -> None:
-        """Have the summary written anew, as its head has changed."""
-        self.summary_due = min(self.summary_due, self.summary_earliest)
+    def renew(self, wanted: float = 0.0) -> None:
+        """Have summary and page written anew at this time, or as soon after it as their pace lets them."""
+        for name, earliest in self.earliest.items():
+            self.due[name] = min(self.due[name], max(earliest, wanted))
 
     def next_due(self) -> float:
-        return min(self.summary_due, self.page_due)
+        return min(self.due.values())
 
     def refresh(self, results: Mapping[str, Result], now: float) -> None:
-        if now >= self.summary_due:
-            self.write_summary(results)
-        if now >= self.page_due:
-            self.write_page(results, PAGE_BYTES)
+        for name, due in self.due.items():
+            if now >= due:
+                self.write(name, results)
 
     def summary(self, results: Mapping[str, Result]) -> dict[str, Any]:
         """The summary as it stands now; what it holds isn't changed later."""
         for name in self.changed_names:
-            self.rows[name] = to_json(results[name])
-            self.copies[name] = replace(results[name], metrics=replace(results[name].metrics))
+            result = results[name]
+            self.rows[name] = to_json(result)
+            self.copies[name] = replace(result, metrics=replace(result.metrics))
         self.changed_names.clear()
         self.head.update(count_statuses(results.values()))
         self.head["duration_seconds"] = round(time.monotonic() - self.began, 3)
-        return {**self.head, "results": {name: self.rows[name] for name in self.names}}
+        return {**self.head, "results": dict(self.rows)}
 
-    def write_summary(self, results: Mapping[str, Result], sync: bool = False) -> None:
-        value = self.summary(results)
-        path = os.path.join(self.folder, SUMMARY)
-        self.save(path, lambda: write_json(path, value, sync), SUMMARY)
-        self.summary_due = math.inf
-        now = time.monotonic()
-        self.summary_earliest = now + max(0.05, 20 * self.costs[SUMMARY])
-        self.progress_earliest = now + PROGRESS
-
-    def write_page(self, results: Mapping[str, Result], limit: float) -> None:
+    def write(self, name: str, results: Mapping[str, Result], is_last: bool = False) -> None:
+        """Have summary or page written; the next time, when that takes a small part of the time."""
+        path = os.path.join(self.folder, name)
+        least, times = PACES[name]
+        self.due[name], self.earliest[name] = math.inf, time.monotonic() + max(least, times * self.costs[path])
         summary = self.summary(results)
-        source = PageSource(self.folder, summary, [self.copies[name] for name in self.names])
-        path = os.path.join(self.folder, REPORT)
-        self.save(path, lambda: write_report(self.folder, [source], self.curves, limit, is_holder=True), REPORT)
-        self.page_due = math.inf
-        self.page_earliest = time.monotonic() + max(2.0, 50 * self.costs[REPORT])
+        if name == SUMMARY:
+            self.save_json(path, summary, sync=is_last)
+            return
+        batch = StoredBatch(self.folder, summary, dict(self.copies))
+        limit = math.inf if is_last else PAGE_BYTES
+        self.save(path, lambda: write_file(path, make_page(self.folder, [batch], self.curves, limit), sync=False))
 
     def finish(self, results: Mapping[str, Result]) -> bool:
-        """Write down how the batch ended; returns whether all of it is on the disk."""
+        """Write down how the batch ended; returns whether all of it, but for the page, is on the disk."""
         self.scribe.flush()
         for job in list(self.failed.values()):
             self.scribe.put(job)  # there may be room again
-        self.write_summary(results, sync=True)
-        self.write_page(results, math.inf)
-        return self.scribe.flush() and not set(self.failed) - {os.path.join(self.folder, REPORT)}
+        self.write(SUMMARY, results, is_last=True)
+        self.write(REPORT, results, is_last=True)
+        return self.scribe.flush() and not self.failed.keys() - {os.path.join(self.folder, REPORT)}
 
 
 # ---- the code that runs
@@ -4596,71 +4545,112 @@ class Recorder:
 
 @dataclass
 class CodeState:
-    """What git tells of the code: for the summary and the metadata, and how it differs from its commit."""
+    """What git tells of the code."""
 
-    git: Optional[dict[str, Any]]
-    patch: bytes = b""
+    git: Optional[dict[str, Any]]  # for the summary and the metadata
+    patch: bytes = b""  # how it differs from its commit
     note: str = ""
 
 
-def run_git(*words: str) -> bytes:
-    """What a git command prints; raises OSError where it can't say."""
-    command = ["git", "--no-optional-locks", *words]
-    try:
+class CodeWatch(threading.Thread):
+    """Knows the code as it was when the batch began, and what has changed since. git may be slow: it is asked in a
+    thread of its own, and only where something has changed."""
+
+    def __init__(self, script: str, frozen: Iterable[str], tell: Callable[[int, CodeState], None]) -> None:
+        super().__init__(name="git", daemon=True)
+        self.tell = tell  # is called in the thread, with the number of the question
+        self.frozen = set(map(os.path.abspath, frozen))  # configs that run from their copies: no code of this batch
+        self.root = repository_root()
+        self.script_folder = os.path.dirname(os.path.abspath(script))
+        self.stamps: dict[str, tuple[int, int]] = {}  # what tells a change of the files, and of their directories
+        self.latest: dict[str, Optional[str]] = {}  # path -> digest; empty until the files have been read
+        self.first = self.latest
+        self.known: set[str] = set()  # the files that git tracks or would track
+        self.questions: queue.SimpleQueue[int] = queue.SimpleQueue()
+        self.asked = 0
+
+    def ask(self) -> None:
+        """Have git asked in the background."""
+        self.asked += 1
+        self.questions.put(self.asked)
+
+    def run(self) -> None:
+        self.read_files()
+        self.first = self.latest
+        while True:
+            question = self.questions.get()
+            try:
+                state = self.read_state()
+            except (OSError, subprocess.SubprocessError):
+                state = CodeState(None)
+            self.tell(question, state)
+
+    def git(self, *words: str) -> bytes:
+        """What a git command prints; raises OSError or SubprocessError where it can't say."""
+        command = ["git", "--no-optional-locks", "-C", self.root, *words]
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_PATIENCE)
-    except subprocess.TimeoutExpired:
-        raise OSError(errno.ETIMEDOUT, "git does not answer") from None
-    is_difference = "--no-index" in words and done.returncode == 1
-    if done.returncode and not is_difference:
-        raise OSError(errno.EINVAL, "no git repository")
-    return done.stdout
+        if done.returncode != 1:  # which tells of a difference
+            done.check_returncode()
+        return done.stdout
+
+    def read_state(self) -> CodeState:
+        """The commit that is checked out, its branch, and what differs from it: tracked files, and new *.py."""
+        status = self.git("status", "--porcelain=v2", "--branch", "--untracked-files=no").decode(errors="replace")
+        heads = dict(re.findall(r"(?m)^# branch\.(\w+) (.*)$", status))
+        commit = None if heads.get("oid") == "(initial)" else heads.get("oid")
+        is_dirty = re.search("(?m)^[^#]", status) is not None
+        state = CodeState({"commit": commit, "branch": heads.get("head"), "dirty": is_dirty})
+        listed = self.git("ls-files", "-t", "--cached", "--others", "--exclude-standard", "-z", "--", "*.py")
+        files = [os.fsdecode(line).split(" ", 1) for line in listed.split(b"\0")[:-1]]
+        self.known = {os.path.join(self.root, name) for _, name in files}
+        if not commit:
+            return state
+        state.patch = self.git("diff", "HEAD", "--binary")
+        for tag, name in files:
+            if tag == "?" and len(state.patch) <= PATCH_BYTES:
+                state.patch += self.git("diff", "--binary", "--no-index", "--", os.devnull, name)
+        if len(state.patch) > PATCH_BYTES:
+            state.note = f"the code differs from its commit by {len(state.patch) >> 20} MB, which aren't kept"
+            state.patch = b""
+        return state
+
+    def read_files(self) -> None:
+        """Read the *.py of the repository that holds the working directory, or else those beside the script."""
+        files: list[str] = []
+        folders: list[str] = []
+        for folder, inner, names in os.walk(self.root or self.script_folder):
+            inner[:] = [name for name in inner if self.root and is_source_folder(os.path.join(folder, name))]
+            folders.append(folder)
+            files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
+            if len(files) + len(folders) > MAX_WATCHED:
+                break
+        self.stamps = stamps_of([*files, *folders])
+        self.latest = {path: file_sha256(path) for path in files}
+
+    def look(self) -> bool:
+        """Whether anything has changed since the last look. No process is started, and nothing read that stands."""
+        before = self.latest
+        if not before or stamps_of(self.stamps) == self.stamps:
+            return False
+        self.read_files()
+        return self.latest != before
+
+    def changed(self, code: dict[str, Optional[str]]) -> list[str]:
+        """The files that were not as when the batch began; which ones count is known once git has answered."""
+        if not code:
+            return []
+        paths = {path for path, _ in self.first.items() ^ code.items()} - self.frozen
+        return sorted(os.path.relpath(path) for path in paths if not self.known or path in self.known)
 
 
-def read_code_state() -> CodeState:
-    """The commit that is checked out here, its branch, and what differs from it: tracked files, and new *.py."""
-    try:
-        lines = run_git("status", "--porcelain=v2", "--branch", "--untracked-files=no").decode(errors="replace")
-        heads = dict(line[2:].split(" ", 1) for line in lines.splitlines() if line.startswith("# "))
-        is_dirty = any(not line.startswith("# ") for line in lines.splitlines())
-        commit = heads.get("branch.oid", "(initial)")
-        is_initial = commit == "(initial)"
-        git = {"commit": None if is_initial else commit, "branch": heads.get("branch.head"), "dirty": is_dirty}
-        patch = b"" if is_initial else run_git("diff", "HEAD", "--binary")
-        for name in run_git("ls-files", "--others", "--exclude-standard", "-z", "--", "*.py").split(b"\0")[:-1]:
-            if len(patch) <= PATCH_BYTES:
-                patch += run_git("diff", "--binary", "--no-index", "--", os.devnull, os.fsdecode(name))
-    except (OSError, ValueError):
-        return CodeState(None)
-    if len(patch) > PATCH_BYTES:
-        return CodeState(git, b"", f"the code differs from its commit by {len(patch) >> 20} MB, which aren't kept")
-    return CodeState(git, patch)
-
-
-@dataclass
-class CodeFiles:
-    """The *.py below a directory, as they were at one moment."""
-
-    files: dict[str, tuple[int, int]]  # path -> size and time, which tell a change
-    folders: dict[str, tuple[int, int]]  # the same of directories, which tell of new files
-    digests: dict[str, Optional[str]]
-
-
-def find_code(script: str) -> CodeFiles:
-    """The *.py of the repository that holds the working directory, or else those beside the script."""
-    root = os.getcwd()
-    while not os.path.exists(os.path.join(root, ".git")) and os.path.dirname(root) != root:
-        root = os.path.dirname(root)
-    is_repository = os.path.exists(os.path.join(root, ".git"))
-    start = root if is_repository else os.path.dirname(os.path.abspath(script))
-    files: list[str] = []
-    seen: list[str] = []
-    for folder, inner, names in os.walk(start):
-        inner[:] = [name for name in inner if is_repository and is_source_folder(os.path.join(folder, name))]
-        seen.append(folder)
-        files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
-        if len(files) + len(seen) > MAX_WATCHED:
-            break
-    return CodeFiles(stamps_of(files), stamps_of(seen), {path: file_sha256(path) for path in files})
+def repository_root() -> str:
+    """The directory of the repository that holds the working directory; empty where there is none."""
+    place = os.getcwd()
+    while not os.path.exists(os.path.join(place, ".git")):
+        if place == os.path.dirname(place):
+            return ""
+        place = os.path.dirname(place)
+    return place
 
 
 def is_source_folder(path: str) -> bool:
@@ -4677,56 +4667,6 @@ def stamps_of(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
             status = os.stat(path)
             stamps[path] = (status.st_size, status.st_mtime_ns)
     return stamps
-
-
-class CodeWatch:
-    """Knows the code as it was when the batch began, and tells what has changed since. git may be slow: it is asked
-    in threads of its own, and only where something has changed."""
-
-    def __init__(self, script: str, frozen: Iterable[str], tell: Callable[[int, CodeState], None]) -> None:
-        self.script, self.tell = script, tell  # tell is called in a thread, with the number of the question
-        self.frozen = set(map(os.path.abspath, frozen))  # configs that run from their copies: no code of this batch
-        self.first: Optional[CodeFiles] = None  # once it has been looked at
-        self.latest: Optional[CodeFiles] = None
-        self.known: set[str] = set()  # the files that git tracks or would track
-        self.asked = 0
-
-    def ask(self) -> None:
-        """Have git asked in the background."""
-        question = self.asked + 1
-        try:
-            threading.Thread(target=self.run, args=(question,), name="git", daemon=True).start()
-            self.asked = question
-        except RuntimeError:  # no thread can be had: then it isn't known
-            pass
-
-    def run(self, question: int) -> None:
-        if self.first is None:
-            self.first = self.latest = find_code(self.script)
-        state = read_code_state()
-        with contextlib.suppress(OSError):
-            listed = run_git("ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", ":/*.py")
-            names = map(os.fsdecode, listed.split(b"\0"))
-            self.known = {os.path.abspath(name) for name in names if name}
-        self.tell(question, state)
-
-    def look(self) -> bool:
-        """Whether anything has changed since the last look. No process is started, and nothing read that stands."""
-        if self.latest is None:
-            return False
-        latest = self.latest
-        if stamps_of(latest.files) == latest.files and stamps_of(latest.folders) == latest.folders:
-            return False
-        self.latest = find_code(self.script)
-        return self.latest.digests != latest.digests
-
-    def changed(self, code: Optional[CodeFiles]) -> list[str]:
-        """The files that were not as when the batch began; which ones count is known once git has answered."""
-        if self.first is None or code is None:
-            return []
-        before, now = self.first.digests, code.digests
-        paths = [path for path in {**before, **now} if before.get(path) != now.get(path) and path not in self.frozen]
-        return sorted(os.path.relpath(path) for path in paths if not self.known or path in self.known)
 
 
 # ---- the loop
@@ -4966,6 +4906,7 @@ class Batch:
         try:
             self.catch_signals()
             self.recorder.scribe.start()
+            self.watch.start()
             self.console.start()
         except (OSError, RuntimeError) as error:
             raise UsageError(f"no room for the runner's own pipe and threads: {error}") from None
@@ -6199,18 +6140,19 @@ def show_batches(options: Options) -> int:
     """--status and --report: batches as their files tell them, whether they run, are finished or their runner died."""
     named = [*(options.status or ()), *(options.report or ())]
     stored = [read_batch(folder) for folder in batches_named(named or [options.base_out_dir])]
-    sources = [PageSource(each.folder, each.summary, list(each.results.values())) for each in stored]
     if options.report is not None:
         common = os.path.commonpath([os.path.abspath(each.folder) for each in stored])
         place = stored[0].folder if len(stored) == 1 else os.path.relpath(common)
         try:
-            print_whole([write_report(place, sources, {})])
+            path = os.path.join(place, REPORT)
+            write_file(path, make_page(place, stored, {}), sync=False, is_holder=False)
+            print_whole([path])
         except OSError as error:
             raise UsageError(f"can't write the report: {place}: {error.strerror}") from None
     elif options.json:
-        print_whole([json.dumps(status_json(sources))])
+        print_whole([json.dumps(status_json(Overview(stored)))])
     else:
-        print_whole(itertools.chain(*(each.notes for each in stored), status_lines(sources)))
+        print_whole(itertools.chain(*(each.notes for each in stored), status_lines(Overview(stored))))
     return 0
 
 
@@ -6220,35 +6162,32 @@ def batches_named(patterns: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(path if looks_like_batch(path) else newest_batch(path) for path in paths))
 
 
-def status_json(sources: Sequence[PageSource]) -> dict[str, Any]:
+def status_json(overview: Overview) -> dict[str, Any]:
     """What --json prints: of one batch its summary, of several the list of them, and a row for each experiment."""
-    results = joined_results(sources)
-    summaries = [source.summary for source in sources]
-    if len(sources) == 1:
-        told = {**summaries[0], "eta_seconds": batch_left(results, slot_count(summaries[0]))}
+    results, first = overview.results, overview.batches[0]
+    if len(overview.batches) == 1:
+        told = {**first.summary, "eta_seconds": batch_left(results, first.facts.slots)}
     else:
-        told = {"state": joint_state(sources), "batches": summaries, "notes": shard_notes(summaries)}
+        summaries = [each.summary for each in overview.batches]
+        told = {"state": overview.state, "batches": summaries, "notes": overview.notes}
     groups = list(map(vars, seed_groups(results)))
     return {**told, **count_statuses(results), "experiments": rows_of(results), "groups": groups}
 
 
-def status_lines(sources: Sequence[PageSource]) -> list[str]:
-    results, width = joined_results(sources), terminal_width()
-    lines = [line for source in sources for line in batch_lines(source)]
-    if len(sources) > 1:
-        lines += shard_notes([source.summary for source in sources])
-    return [*lines, *result_lines(results, width), *group_lines(seed_groups(results), width)]
+def status_lines(overview: Overview) -> list[str]:
+    results, width = overview.results, terminal_width()
+    lines = [line for batch in overview.batches for line in batch_lines(batch)]
+    return [*lines, *overview.notes, *result_lines(results, width), *group_lines(seed_groups(results), width)]
 
 
-def batch_lines(source: PageSource) -> list[str]:
-    summary, results = source.summary, source.results
-    left = batch_left(results, slot_count(summary))
-    took = show_duration(summary_duration(summary))
+def batch_lines(batch: StoredBatch) -> list[str]:
+    facts, results = batch.facts, list(batch.results.values())
+    left = batch_left(results, facts.slots)
+    took = show_duration(batch_seconds(batch))
     eta = "" if left is None else f", ETA {show_duration(left)}"
-    state = clean(str(summary.get("state")))
-    lines = [f"{clean(source.folder)}: {state}, {show_counts(count_statuses(results))}; {took}{eta}"]
-    if summary.get("stopped_because"):
-        lines.append(f"stopped because: {clean(str(summary['stopped_because']))}")
+    lines = [f"{clean(batch.folder)}: {clean(facts.state)}, {show_counts(count_statuses(results))}; {took}{eta}"]
+    if facts.stopped_because:
+        lines.append(f"stopped because: {clean(facts.stopped_because)}")
     return lines
 
 

@@ -157,10 +157,10 @@ class EtaTest(WrittenCase):
 
     def test_what_is_left_of_a_batch_comes_from_what_has_ended_and_the_slots(self) -> None:
         done, pending = {"status": "completed", "duration_seconds": 300.0}, {"status": "pending"}
-        for jobs, left in ((1, 1600), (2, 1000)):
-            with self.subTest(jobs=jobs):
+        for slots, left in ((1, 1600), (2, 1000)):
+            with self.subTest(slots=slots):
                 results = {"a": self.running(50), "b": done, "c": pending, "d": pending}
-                self.write(results, options={"jobs": jobs})
+                self.write(results, slots=slots)
                 self.assert_about(self.status()["eta_seconds"], left)
                 self.lock.close()
 

@@ -237,8 +237,13 @@ class RepositoryTest(CodeCase):
         try:
             runner = self.begin()
             (root / "model.py").write_text("layers = 3\n")
+            (root / "layers.py").write_text("fresh = True\n")
+            (below / "new.py").write_text("fresh = True\n")
             self.finish(runner)
-            self.assertEqual(self.warnings()["two"], ["code has changed since the batch began: ../model.py"])
-            self.assertTrue((self.batch() / "two" / "uncommitted.patch").exists())
+            text = "code has changed since the batch began: ../layers.py, ../model.py, new.py"
+            self.assertEqual(self.warnings()["two"], [text])
+            patch = (self.batch() / "two" / "uncommitted.patch").read_text()
+            for name in ("model.py", "layers.py", "runs/new.py"):
+                self.assertIn(f"\n+++ b/{name}\n", patch)
         finally:
             self.dir = root
