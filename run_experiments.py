@@ -1048,13 +1048,15 @@ CROWD = 1 << 12  # bytes of a block of which each loss is read; of a larger one 
 SAMPLE = 128  # bytes after its first loss, and before its last, that are read then
 MAX_EVALUATIONS = 1000  # kept between two takes; a flood loses its oldest
 LAST_LINE = 1024  # bytes at the end of what came in which the last line is looked for
-LOSS_WORDS = (b"oss", b"trl:", b"tel:")  # one of these stands in each line that tells a loss; the last two are llm.c's
-EVALUATION_WORDS = (b"val", b"Val", b"test", b"Test", b"tel:")  # and one of these, if it is an evaluation's
+LOSS_WORDS = (b"oss", b"l:")  # one of these stands in each line that tells a loss; the last one is llm.c's
+EVALUATION_WORDS = (b"val", b"Val", b"est", b"tel:")  # and one of these, if it is an evaluation's
 
 # A number with a unit is no loss (`loss: 0.00ms`), nor is one that goes on as a word.
 NUMBER = rb"[-+]?(?i:nan|inf(?:inity)?|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d| ?(?:%|[mu]?s\b))"
-EVALUATION = re.compile(rb"\bstep (\d{1,15}): train loss (%b), val loss (%b)" % (NUMBER, NUMBER))
-ITERATION = re.compile(rb"iter (\d{1,15}): loss (%b)" % NUMBER)
+EVALUATION = re.compile(
+    rb"\bstep (?P<step>\d{1,15}): train loss (?P<train_loss>%b), val loss (?P<val_loss>%b)" % (NUMBER, NUMBER)
+)
+ITERATION = re.compile(rb"iter (?P<step>\d{1,15}): loss (?P<loss>%b)" % NUMBER)
 COUNT = rb"\s{0,20}[:=]?\s{0,20}[\[(]?\s{0,20}(\d{1,15})(?:\.0+)?(?![\w%]|\.\d)"
 LOSS = rb"(?: value)?\s{0,20}[:=]?\s{0,20}(?:tensor\()?(%b)" % NUMBER
 NAMES = {  # what trainers call it, with its value
@@ -1072,7 +1074,7 @@ VALIDATION = rb"(?<![\w/.-])(?:val|valid|validation|eval|evaluation)(?![\w/.-])"
 EVALUATING = re.compile(rb"(?:(?!loss).)*?" + VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
 BAR = re.compile(rb"^(?!.*" + VALIDATION + rb").*\|\s*(\d{1,15})/\d+ \[\d")  # tqdm's `450/1000 [00:12<00:15`
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
-SPECIAL = re.compile(rb"[\x1b#\"'`]")
+SPECIAL = re.compile(rb"[#\"'`]")
 # A key of JSON, or of a printed dictionary, and its value where that is one word in quotes.
 KEY = re.compile(rb"[\"'](\w[\w /.-]*)[\"']\s*:(?:\s*[\"']([-+.\w]+)[\"'])?")
 # Others' words, or code: what stands in quotes, or behind a `#` (but `|####5     |` is a bar).
@@ -1080,7 +1082,8 @@ QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`|(?<![|#])#
 
 QUEUED = b"queued and waiting for resources"  # srun, on stderr
 ALLOCATED = b"has been allocated"
-Known = TypeVar("Known")
+T = TypeVar("T")
+Told = Mapping[str, Optional[bytes]]  # what a line says, by the names above
 
 
 @dataclass
@@ -1100,74 +1103,58 @@ class News:
 
     metrics: Metrics = field(default_factory=Metrics)
     evaluations: list[bytes] = field(default_factory=list)
-    queued: bool = False  # srun waits for its resources
-    not_finite_in_a_row: int = 0  # the longest row of train losses
-    evaluation_not_finite: bool = False
+    is_lost: bool = False  # three training losses in a row, or one evaluation, were not finite
 
 
-def said_in(line: bytes) -> Optional[Said]:
-    """What a line says, None where it tells no step or no loss."""
-    plain = line
-    if SPECIAL.search(line):
-        plain = QUOTED.sub(b" ", KEY.sub(rb"\1: \2", COLOUR.sub(b"", line)))
-    # nanoGPT's own two forms first: these stay as they are, and fast.
-    own = (EVALUATION if b"val" in plain else ITERATION).search(plain)
-    if own:
-        val = float(own[3]) if own.lastindex == 3 else None
-        return Said(int(own[1]), float(own[2]), val, own[0])
-    return said_in_words(plain.lower(), line)
+def or_else(value: Optional[T], otherwise: T) -> T:
+    return otherwise if value is None else value
 
 
-def said_in_words(plain: bytes, line: bytes) -> Optional[Said]:
-    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
-    told: dict[str, bytes] = {}
-    for match in FIELD.finditer(plain):
-        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
-    if "loss" in told and EVALUATING.match(plain):
-        told.setdefault("val_loss", told.pop("loss"))
-    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
-        found = pattern.search(plain) if told.keys().isdisjoint(("step", kind)) else None
-        if found:
-            told[kind] = found[1]
-    return None if told.keys().isdisjoint(("step", "epoch")) else said_by(told, line)
-
-
-def said_by(told: Mapping[str, Optional[bytes]], line: bytes) -> Optional[Said]:
-    """What named values say; an epoch counts as the step where no other is told."""
-    step = number_in(int, told.get("step", told.get("epoch")))
-    train = number_in(float, told.get("train_loss", told.get("loss")))
-    val = number_in(float, told.get("val_loss"))
-    if or_else(train, val) is None:
-        return None
-    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
-
-
-def number_in(kind: Callable[[bytes], Known], text: Optional[bytes]) -> Optional[Known]:
+def number_in(kind: Callable[[bytes], T], text: Optional[bytes]) -> Optional[T]:
     try:
         return kind(text or b"")
     except ValueError:
         return None
 
 
-def or_else(value: Optional[Known], otherwise: Known) -> Known:
-    return otherwise if value is None else value
+def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional[Said]:
+    """What a line says by the user's patterns, or by the forms above; None where it tells no loss."""
+    told = told_as_asked(line, patterns) if patterns else told_in(line)
+    train = number_in(float, told.get("train_loss", told.get("loss")))
+    val = number_in(float, told.get("val_loss"))
+    if train is None and val is None:
+        return None
+    # An epoch counts as the step where no other is told.
+    step = number_in(int, told.get("step", told.get("epoch")))
+    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
 
 
-def words_in(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
-    return [word for word in words if data.rfind(word, start, end) >= 0]  # `rfind` is twice as fast as `find`
+def told_as_asked(line: bytes, patterns: Iterable[re.Pattern[bytes]]) -> Told:
+    told: dict[str, Optional[bytes]] = {}
+    for match in filter(None, [pattern.search(line) for pattern in patterns]):
+        told.update(match.groupdict())
+    return told
 
 
-def lines_with(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
-    """The lines that hold one of the words, in their order; `find` is some times faster than a pattern."""
-    found: dict[int, bytes] = {}
-    for word in words:
-        at = data.find(word, start, end)
-        while at >= 0:
-            first = data.rfind(b"\n", start, at) + 1 or start
-            last = line_end(data, at, end)
-            found[first] = data[first:last]
-            at = data.find(word, last, end)
-    return list(map(found.__getitem__, sorted(found)))
+def told_in(line: bytes) -> Told:
+    plain = QUOTED.sub(b" ", KEY.sub(rb"\1: \2", line)) if SPECIAL.search(line) else line
+    # nanoGPT's own two forms first: these stay as they are, and fast.
+    own = (EVALUATION if b"val" in plain else ITERATION).search(plain)
+    return own.groupdict() if own else told_in_words(plain.lower())
+
+
+def told_in_words(plain: bytes) -> Told:
+    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
+    told: dict[str, Optional[bytes]] = {}
+    for match in FIELD.finditer(plain):
+        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
+    if "loss" in told and EVALUATING.match(plain):
+        told.setdefault("val_loss", told.pop("loss"))
+    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
+        found = pattern.search(plain)
+        if found:
+            told.setdefault(kind, found[1])
+    return told if "step" in told or "epoch" in told else {}
 
 
 def line_end(data: bytes, at: int, end: int) -> int:
@@ -1175,24 +1162,35 @@ def line_end(data: bytes, at: int, end: int) -> int:
     return end if found < 0 else found
 
 
+def lines_with(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
+    """The lines that hold one of the words, in their order; `find` is some times faster than a pattern."""
+    found: dict[int, bytes] = {}
+    for word in words:
+        # That there is none is told twice as fast by `rfind`.
+        at = data.find(word, start, end) if data.rfind(word, start, end) >= 0 else -1
+        while at >= 0:
+            first = data.rfind(b"\n", start, at) + 1 or start
+            last = line_end(data, at, end)
+            found[first] = data[first:last]
+            at = data.find(word, last, end)
+    return [found[first] for first in sorted(found)]
+
+
 def loss_lines(data: bytes, start: int, end: int, most: float) -> list[bytes]:
     """The lines of a block that may tell a loss; where it has more than so many bytes, those at both ends and all that
     may be evaluations, with b"" where others are left out."""
-    if end - start <= most:
-        return lines_with(LOSS_WORDS, data, start, end)
-    # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
-    likely = LOSS_WORDS if data.rfind(b"l:", start, end) >= 0 else LOSS_WORDS[:1]
-    words = words_in(likely, data, start, end)
-    if not words:
-        return []
-    head = line_end(data, data.find(words[0], start, end) + SAMPLE, end)
-    tail = max(head, data.rfind(b"\n", head, data.rfind(words[0], start, end) - SAMPLE))
+    lasts = {word: data.rfind(word, start, end) for word in LOSS_WORDS}
+    words = [word for word, last in lasts.items() if last >= 0]
+    if not words or end - start <= most:
+        return lines_with(words, data, start, end)
+    head = line_end(data, min(data.find(word, start, end) for word in words) + SAMPLE, end)
+    tail = data.rfind(b"\n", head, max(lasts.values()) - SAMPLE)
+    if tail < 0:
+        return lines_with(words, data, start, end)
     # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
-    is_own = ITERATION.match(data, tail + 1)
-    wanted = words_in(EVALUATION_WORDS[:1] if is_own else EVALUATION_WORDS, data, head, tail)
-    lines = [*lines_with(words, data, start, head), b"", *lines_with(wanted, data, head, tail), b""]
-    lines += lines_with(words, data, tail, end)
-    return lines if head < tail else list(filter(None, lines))
+    wanted = EVALUATION_WORDS[:1] if ITERATION.match(data, tail + 1) else EVALUATION_WORDS
+    between = [b"", *lines_with(wanted, data, head, tail), b""]
+    return [*lines_with(words, data, start, head), *between, *lines_with(words, data, tail, end)]
 
 
 def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
@@ -1231,13 +1229,13 @@ def add_metrics(total: Metrics, news: Metrics) -> None:
         total.diverged_since = news.diverged_since
 
 
+@dataclass
 class Watch:
     """Whether one kind of loss stays finite."""
 
-    def __init__(self) -> None:
-        self.was_finite = False
-        self.broken_since: Optional[int] = None
-        self.in_a_row = 0  # losses that aren't finite
+    was_finite: bool = False
+    broken_since: Optional[int] = None
+    in_a_row: int = 0  # losses that aren't finite
 
     def see(self, loss: Optional[float], step: int) -> None:
         if loss is None:
@@ -1259,7 +1257,7 @@ class LineReader:
         self.patterns = patterns
         self.lock = threading.Lock()
         self.news = News()
-        self.queued = False
+        self.queued = False  # srun waits for its resources
         self.tail = b""
         self.last_step: Optional[int] = None
         self.counts_steps = False  # not only epochs
@@ -1275,16 +1273,15 @@ class LineReader:
         if was_queued or QUEUED in tail:  # nothing comes behind that message until the wait ends
             self.queued = data.rfind(ALLOCATED, start, stop) <= data.rfind(QUEUED, start, stop)
         found = self.find(data, start, stop)
-        if found:
-            with self.lock:
-                for said in found:
-                    self.note(said)
+        with self.lock:
+            for said in found:
+                self.note(said)
         return bool(found) or self.queued != was_queued
 
     def find(self, data: bytes, start: int, end: int, most: float = CROWD) -> list[Said]:
         """What the lines say, in their order; of losses that crowd only samples."""
         if self.patterns:
-            lines = list(filter(None, data[start:end].splitlines()))
+            lines = list(filter(None, data[start:end].split(b"\n")))
         else:
             lines = loss_lines(data, start, end, most)
         return list(filter(None, map(self.said_in, lines)))
@@ -1292,9 +1289,8 @@ class LineReader:
     def said_in(self, line: bytes) -> Optional[Said]:
         if not line:
             return Said()
-        if line.strip() in self.ignored:
-            return None
-        said = self.said_as_told(line) if self.patterns else said_in(line)
+        plain = COLOUR.sub(b"", line)
+        said = None if plain.strip() in self.ignored else said_in(plain, self.patterns)
         if said is None:
             return None
         # Where steps are told as well, an epoch's number is no step.
@@ -1303,15 +1299,6 @@ class LineReader:
             said.step = self.last_step
         self.last_step = said.step
         return said
-
-    def said_as_told(self, line: bytes) -> Optional[Said]:
-        """By the patterns of the user."""
-        line = COLOUR.sub(b"", line)
-        for match in filter(None, [pattern.search(line) for pattern in self.patterns]):
-            said = said_by(match.groupdict(), line)
-            if said:
-                return said
-        return None
 
     def note(self, said: Said) -> None:
         news = self.news
@@ -1322,11 +1309,11 @@ class LineReader:
         self.val.see(said.val, step)
         since = or_else(self.train.broken_since, self.val.broken_since)
         add_metrics(news.metrics, Metrics(said.step, said.train, said.val, said.val, said.step, said.step, gap, since))
-        news.not_finite_in_a_row = max(news.not_finite_in_a_row, self.train.in_a_row)
+        news.is_lost |= self.train.in_a_row >= 3
         if said.val is not None:
             news.evaluations.append(said.text)
             del news.evaluations[:-MAX_EVALUATIONS]
-            news.evaluation_not_finite |= not math.isfinite(said.val + or_else(said.train, 0.0))
+            news.is_lost |= not math.isfinite(said.val + or_else(said.train, 0.0))
 
     def last_line(self) -> str:
         """The last line that was printed, whatever it says."""
@@ -1335,10 +1322,7 @@ class LineReader:
     def take(self) -> News:
         """What has come since the last time."""
         with self.lock:
-            news, before = self.news, self.news.metrics
-            metrics = Metrics(first_step=before.first_step, largest_gap=before.largest_gap)
-            news.queued = self.queued
-            self.news = News(metrics, not_finite_in_a_row=self.train.in_a_row)
+            news, self.news = self.news, News()
         return news
 
 
@@ -1425,11 +1409,6 @@ def hint_for(text: str) -> Optional[str]:
     return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
 
 
-def says_broken_checkpoint(stderr: str) -> bool:
-    """Whether an error says that a checkpoint can't be read."""
-    return BROKEN_CHECKPOINT.search(stderr) is not None
-
-
 def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
     """The end of a file, but nothing before the offset `start`; nothing where it can't be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -1442,6 +1421,7 @@ def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
 # Checkpoints: files or directories by a glob.
 
 TEMPORARY = re.compile(r"(?i)^\.|^tmp|~$|(?:^|[._-])(?:tmp|temp|part|partial|incomplete|set_aside)(?:[._-]|$)")
+Look = tuple[int, int]  # bytes, and when they changed last, in ns
 
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
@@ -1450,15 +1430,15 @@ def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     return sorted(found, key=lambda path: (found[path][1], natural(path)), reverse=True)
 
 
-def being_written(folder: str, pattern: str) -> dict[str, tuple[int, int]]:
-    """Size and time (ns) of what is, or may become, a checkpoint; what changes between two looks is being written."""
+def being_written(folder: str, pattern: str) -> dict[str, Look]:
+    """What is, or may become, a checkpoint; what changes between two looks is being written."""
     parent, name = os.path.split(pattern.rstrip("/"))
     stem = glob.escape(re.split(r"[*?[]", name)[0].strip("._-"))
+    paths = paths_like(folder, pattern)
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
-    written = paths_like(folder, os.path.join(parent, f"*{stem}*"), temporary=True)
-    written += paths_like(folder, os.path.join(parent, f".*{stem}*"), temporary=True)
-    looks = looks_at(paths_like(folder, pattern) + written)
-    return {os.path.relpath(path, folder): look for path, look in looks.items()}
+    for form in (f"*{stem}*", f".*{stem}*"):
+        paths += paths_like(folder, os.path.join(parent, form), temporary=True)
+    return {os.path.relpath(path, folder): look for path, look in looks_at(paths).items()}
 
 
 def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
@@ -1466,11 +1446,11 @@ def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
     return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
 
 
-def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Bytes and time of the last change in ns; of a directory the sum and the latest of what is in it."""
+def looks_at(paths: Iterable[str]) -> dict[str, Look]:
+    """Of a directory the sum and the latest of what is in it; nothing of what has gone meanwhile."""
     looks = {}
     for path in paths:
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):
             states = [os.stat(path)]
             for place, _, names in os.walk(path):
                 states += [os.stat(os.path.join(place, each)) for each in names]
@@ -1481,54 +1461,46 @@ def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
 # Curves for the page.
 
 EXACT = 1 << 20  # bytes of a log of which each loss is read
+SPANS = 300  # of steps, of which a curve keeps a point or two each: as many as a plot can show
 Point = tuple[int, float]  # the step and the loss
 
 
-class Points:
-    """The points of one curve, steps ascending; of many, as many as a plot can show."""
+def add_point(points: list[Point], step: Optional[int], loss: Optional[float], keeps_lowest: bool) -> None:
+    if step is None or loss is None:
+        return
+    # A resumed run does these steps again, and what it says of them counts.
+    while points and points[-1][0] >= step:
+        points.pop()
+    points.append((step, loss))
+    if len(points) > 4 * SPANS:
+        points[:] = thinned(points, keeps_lowest)
 
-    def __init__(self, has_best: bool = False) -> None:
-        self.has_best = has_best  # the lowest loss of each span of steps is kept
-        self.points: list[Point] = []
 
-    def add(self, step: Optional[int], loss: Optional[float]) -> None:
-        if step is None or loss is None:
-            return
-        # A resumed run does these steps again, and what it says of them counts.
-        while self.points and self.points[-1][0] >= step:
-            self.points.pop()
-        self.points.append((step, loss))
-        if len(self.points) > 1200:
-            self.points = self.thinned(300)
-
-    def thinned(self, spans: int) -> list[Point]:
-        """Of each of so many equal spans of steps the first point, and the lowest."""
-        if len(self.points) <= 2 * spans:
-            return self.points
-        width = (self.points[-1][0] - self.points[0][0] + 1) / spans
-        kept = {self.points[-1]}
-        for _, group in itertools.groupby(self.points, lambda point: point[0] // width):
-            span = list(group)
-            kept.add(span[0])
-            if self.has_best:
-                kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
-        return sorted(kept)
-
-    def drawn(self, spans: int) -> list[list[Any]]:
-        """In a form that every JSON parser takes: losses that are not finite become texts."""
-        return [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in self.thinned(spans)]
+def thinned(points: list[Point], keeps_lowest: bool) -> list[Point]:
+    """Of each of many equal spans of steps the first point, and perhaps the lowest."""
+    if len(points) <= 2 * SPANS:
+        return points
+    width = (points[-1][0] - points[0][0] + 1) / SPANS
+    kept = {points[-1]}
+    for _, group in itertools.groupby(points, lambda point: point[0] // width):
+        span = list(group)
+        kept.add(span[0])
+        if keeps_lowest:
+            kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
+    return sorted(kept)
 
 
 class Curve:
     """The losses in one log, read as it grows; of millions of lines enough to draw, and in seconds."""
 
-    def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
-        self.reader = LineReader(ignored, patterns)
+    def __init__(self, patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
+        self.reader = LineReader(patterns=patterns)
         self.start_over((0, 0))
 
     def start_over(self, file: tuple[int, int]) -> None:
         self.file, self.offset = file, 0
-        self.val, self.train = Points(has_best=True), Points()
+        self.val: list[Point] = []
+        self.train: list[Point] = []
 
     def update(self, path: str, limit: float = math.inf) -> None:
         """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
@@ -1552,14 +1524,18 @@ class Curve:
             size = BLOCK  # of a line that is no metric
         most = math.inf if self.offset < EXACT else CROWD
         for said in self.reader.find(lines, 0, size, most):
-            self.train.add(said.step, said.train)
-            self.val.add(said.step, said.val)
+            add_point(self.train, said.step, said.train, keeps_lowest=False)
+            add_point(self.val, said.step, said.val, keeps_lowest=True)
         self.offset += size
         return size
 
-    def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
-        """The [step, loss] that the page draws."""
-        return {"val": self.val.drawn(spans), "train": self.train.drawn(spans)}
+    def drawn(self) -> dict[str, list[list[Any]]]:
+        """The [step, loss] that the page draws; losses that are not finite become texts, as JSON wants it."""
+        kinds = {"val": thinned(self.val, keeps_lowest=True), "train": thinned(self.train, keeps_lowest=False)}
+        return {
+            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in points]
+            for kind, points in kinds.items()
+        }
 
 
 # --------------------------------------------------------------------------------------------------- store
@@ -1571,7 +1547,6 @@ FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
-T = TypeVar("T")
 
 
 # ---- files
@@ -5143,7 +5118,7 @@ class Batch:
             tee.announced = False  # before they are taken: what comes after that is announced again
             news = attempt.readers[tee.stream].take()
             if tee.stream == "stderr":
-                attempt.process.set_queued(news.queued, time.monotonic())
+                attempt.process.set_queued(attempt.readers[tee.stream].queued, time.monotonic())
             self.take_stream(attempt, news)
         self.recorder.changed(attempt.result, is_progress=True)
 
@@ -5152,7 +5127,7 @@ class Batch:
         add_metrics(result.metrics, news.metrics)
         for line in news.evaluations:
             self.say(f"{result.config_name}: {line.decode(errors='replace')}")
-        if self.options.stop_on_nan and (news.not_finite_in_a_row >= 3 or news.evaluation_not_finite):
+        if self.options.stop_on_nan and news.is_lost:
             self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
             result.diverged = attempt.stopped_as is Status.FAILED
         if result.metrics.first_step is not None and not attempt.is_config_checked:
@@ -5611,7 +5586,7 @@ class Batch:
                     self.say(f"{name}: failed without {os.path.basename(aside)} as well, which has its name back")
                 return False
             checkpoint = attempt.take_up.checkpoint
-            if not (at_once and checkpoint and says_broken_checkpoint(result.stderr_tail)):
+            if not (at_once and checkpoint and BROKEN_CHECKPOINT.search(result.stderr_tail)):
                 return False
             copy = kept_copy(checkpoint)
             os.rename(checkpoint, checkpoint + ASIDE)
