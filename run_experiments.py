@@ -150,9 +150,9 @@ class Options:
 class Experiment:
     """One planned run of the trainer."""
 
-    name: str
-    config: str  # the original file
-    overrides: dict[str, str]  # setting -> text as the user gave it
+    name: str = ""
+    config: str = ""  # the original file
+    overrides: dict[str, str] = field(default_factory=dict)  # setting -> text as the user gave it
     point: dict[str, str] = field(default_factory=dict)  # those of the overrides that a sweep gave
     arguments: list[str] = field(default_factory=list)  # the overrides in the trainer's form
     values: dict[str, Any] = field(default_factory=dict)  # the overrides as JSON has them
@@ -160,6 +160,8 @@ class Experiment:
     problem: Optional[str] = None  # why it can't be launched
     source: str = ""  # the file that was read in the place of `config`: a frozen copy
     launched_config: str = ""  # the path that the trainer gets: the frozen copy, or the original
+    frozen: str = ""  # the config's copy, below plan/
+    config_sha256: str = ""  # of that copy
 
 
 @dataclass(frozen=True)
@@ -1544,12 +1546,10 @@ OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json 
 def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True) -> None:
     """Replace a file whole: a reader or a crash sees the old one or the new one. Raises OSError.
 
-    Who holds the batch's lock uses one temporary name for each file, so that a crash leaves few; others add their
-    pid, so that two writers never share one."""
+    Who holds the batch's lock uses one temporary name for each file; others add their pid, so that no two share one."""
     folder, name = os.path.split(path)
     writer = "" if is_holder else f".{os.getpid()}"
-    short = os.fsdecode(os.fsencode(name)[:200])  # a file's name has 255 bytes at the most
-    temporary = os.path.join(folder, f".{short}{writer}.tmp")
+    temporary = os.path.join(folder, f".{name[:60]}{writer}.tmp")  # a file's name has 255 bytes at the most
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -1566,15 +1566,11 @@ def sweep_temporaries(folder: str) -> None:
     """Remove what writers left that are dead; for the runner that has just taken the lock."""
     for name in names_in(folder, r"\..*\.tmp"):
         writer = re.search(r"\.(\d{1,9})\.tmp$", name)
-        if not writer or not pid_exists(int(writer[1])):
-            remove_tree(os.path.join(folder, name))
-
-
-def pid_exists(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.kill(pid, 0)
-        return True
-    return False
+        with contextlib.suppress(OSError):
+            if writer:
+                os.kill(int(writer[1]), 0)
+                continue
+        remove_tree(os.path.join(folder, name))
 
 
 def remove_tree(path: str) -> None:
@@ -1596,13 +1592,11 @@ def write_json(path: str, value: dict[str, Any], sync: bool = True) -> None:
     write_file(path, json_bytes(value), sync)
 
 
-def read_json(path: str) -> Optional[dict[str, Any]]:
-    """A JSON object from a file, None where there is no file; raises ValueError where it holds anything else."""
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file; raises ValueError where there is none."""
     try:
         with open(path, "rb") as file:
             value = json.loads(file.read(), parse_constant=str)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(value, dict):
@@ -1613,7 +1607,7 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
 def read_own(folder: str, name: str) -> dict[str, Any]:
     """One of an experiment's own JSON files; empty where there is none that can be read."""
     with contextlib.suppress(ValueError):
-        return read_json(os.path.join(folder, name)) or {}
+        return read_json(os.path.join(folder, name))
     return {}
 
 
@@ -1649,8 +1643,8 @@ def read_float(value: Any) -> Any:
     return float(value) if value in ("nan", "inf", "-inf") else a_value_of(int, float)(value)
 
 
-def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+def read_texts(value: Any) -> Any:
+    return [a_value_of(str)(each) for each in a_value_of(list)(value)]
 
 
 READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fields
@@ -1658,7 +1652,7 @@ READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fie
     "int": a_value_of(int),
     "bool": a_value_of(bool),
     "float": read_float,
-    "list[str]": lambda value: a_value_of(list)(value if are_texts(value) else None),
+    "list[str]": read_texts,
     "list[Any]": a_value_of(list),
     "dict[str, str]": a_value_of(dict),
     "dict[str, Any]": a_value_of(dict),
@@ -1702,11 +1696,6 @@ def file_sha256(path: str) -> Optional[str]:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return sha256(file.read())
     return None
-
-
-def free_bytes(folder: str) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
 
 
 # ---- the batch's directory, and who holds it
@@ -1812,36 +1801,15 @@ def newest_batch(base: str) -> str:
 # ---- the plan, as it was when the batch began
 
 
-@dataclass
-class PlannedExperiment:
-    """A line of plan.json."""
-
-    name: str = ""
-    config_path: str = ""
-    frozen: str = ""  # the config's copy in plan/; empty where there is none
-    config_sha256: str = ""
-    overrides: dict[str, str] = field(default_factory=dict)  # texts, as a user gives them
-    sweep: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class PlanFile:
-    """plan.json: what was planned, written before the first launch and never again but by --resume."""
-
-    head: dict[str, Any]
-    experiments: list[PlannedExperiment]
-
-
-def frozen_names(folder: str, paths: Iterable[str], plan: Iterable[Experiment]) -> dict[str, str]:
-    """A name below plan/ for each config: its own, the second of two equal ones in a directory; what lies there
-    already keeps its name, and what is read from config_used.py (a batch of 1.0.0) gets that of its original."""
-    originals = {each.source: each.config for each in plan}
+def frozen_names(folder: str, originals: Mapping[str, str]) -> dict[str, str]:
+    """A name below plan/ for each path that a config is read from: that of its original, the second of two equal ones
+    in a directory; what lies there already keeps its name."""
     place = os.path.join(folder, PLAN)
     taken = {"plan.json"}
     names = {}
-    for path in paths:
+    for path, original in originals.items():
         numbers = itertools.count(2)
-        name = own = os.path.basename(originals.get(path, path))
+        name = own = os.path.basename(original)
         is_there = path.startswith(place + os.sep)
         while not is_there and (name.casefold() in taken or os.path.lexists(os.path.join(place, name))):
             name = os.path.join(str(next(numbers)), own)
@@ -1850,37 +1818,45 @@ def frozen_names(folder: str, paths: Iterable[str], plan: Iterable[Experiment]) 
     return names
 
 
-def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes], head: dict[str, Any]) -> PlanFile:
-    """Write plan/: what each config holds, once, under its own file name, and plan.json; synced. Raises OSError.
+def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes], head: dict[str, Any]) -> None:
+    """Write plan/: what each config holds, once, and plan.json; synced. Raises OSError.
 
     What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
-    names = frozen_names(folder, sources, plan)
-    for path, data in sources.items():
-        target = os.path.join(folder, PLAN, names[path])
+    place = os.path.join(folder, PLAN)
+    os.makedirs(place, exist_ok=True)
+    for path, name in {each.source: each.frozen for each in plan if each.frozen}.items():
+        target = os.path.join(place, name)
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            write_file(target, data)
-    os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
+            write_file(target, sources[path])
     digests = {path: sha256(data) for path, data in sources.items()}
-    made = PlanFile(head, [])
     for each in plan:
-        line = PlannedExperiment(each.name, each.config, names.get(each.source, ""), digests.get(each.source, ""))
-        line.overrides = {key: text for key, text in each.overrides.items() if key not in each.point}
-        line.sweep = each.point
-        made.experiments.append(line)
-    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(vars, made.experiments))})
-    return made
+        each.config_sha256 = digests.get(each.source, "")
+    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(plan_line, plan))})
 
 
-def read_plan(folder: str) -> Optional[PlanFile]:
-    """plan.json, None where there is none that can be used."""
-    head = read_own(folder, PLAN_JSON)
+def plan_line(planned: Experiment) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "config_path": planned.config,
+        "frozen": planned.frozen,
+        "config_sha256": planned.config_sha256,
+        "overrides": {key: text for key, text in planned.overrides.items() if key not in planned.point},
+        "sweep": planned.point,
+    }
+
+
+def read_plan(lines: Any) -> Optional[list[Experiment]]:
+    """The experiments of plan.json, None where they can't be used."""
+    plan = []
     try:
-        experiments = [from_json(PlannedExperiment, dict(line)) for line in head.pop("experiments")]
-    except (KeyError, TypeError, ValueError):
+        for line in lines:
+            overrides = {**line["overrides"], **line["sweep"]}
+            own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
+            plan.append(from_json(Experiment, {**line, **own}))
+    except (KeyError, TypeError):
         return None
-    are_names = all(each.name == clean_name(each.name) for each in experiments)
-    return PlanFile(head, experiments) if are_names else None
+    return plan if all(each.name == clean_name(each.name) for each in plan) else None
 
 
 # ---- the options of a batch, as its files have them
@@ -1892,12 +1868,14 @@ def plan_options(options: Options) -> dict[str, Any]:
     return {key: value for key, value in vars(options).items() if key not in OF_ONE_START and value != usual[key]}
 
 
-def options_from_json(data: Any, where: str) -> dict[str, Any]:
+def options_from_json(summary: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The options that a batch has kept, for --resume; raises ValueError where one is none."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: not options: {clean(repr(data))[:100]}")
+    told = summary.get("options", {})
+    if not isinstance(told, dict):
+        raise ValueError(f"{where}: not options: {clean(repr(told))[:100]}")
     kept = vars(Options()).keys() - set(OF_ONE_START)
-    known = {key: value for key, value in data.items() if key in kept}
+    known = {key: value for key, value in told.items() if key in kept}
+    known["train_script"] = summary.get("train_script", Options.train_script)
     check_read(from_json(Options, known), known, known, where)
     return known
 
@@ -1912,7 +1890,7 @@ class StoredBatch:
     folder: str
     summary: dict[str, Any]  # without the results
     results: dict[str, Result]
-    plan: PlanFile
+    plan: list[Experiment]
     notes: list[str]  # what was wrong with the files
 
 
@@ -1920,28 +1898,35 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
     """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
     if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
-    plan, notes, results = read_plan(folder), [], {}
+    head = read_own(folder, PLAN_JSON)
+    plan, notes = read_plan(head.pop("experiments", None)), []
     try:
-        summary, stored = read_summary(folder)
+        summary, stored = read_summary(os.path.join(folder, SUMMARY))
     except ValueError as error:
         if plan is None:
             raise UsageError(f"summary is damaged: {error}") from None
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
-        summary, stored = {}, {}
-    plan = plan or PlanFile({}, lines_of(stored))
-    summary = summary or plan.head
+        summary, stored = head, {}
+    if plan is None:
+        plan = [Experiment(name, each.config_path, as_texts(each.overrides)) for name, each in stored.items()]
     held = is_held(folder) if held is None else held
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
     patterns = metrics_of(summary)
-    for line in plan.experiments:
-        place = os.path.join(folder, line.name)
-        result = stored.get(line.name, Result(config_name=line.name, config_path=line.config_path))
+    results = {}
+    for each in plan:
+        place = os.path.join(folder, each.name)
+        result = stored.get(each.name, Result(config_name=each.name, config_path=each.config))
         if result.status is not Status.COMPLETED and summary.get("state") != "finished":
             result = catch_up(result, place, held, patterns)
         relocate(result, place)
-        results[line.name] = result
+        results[each.name] = result
     return StoredBatch(folder, summary, results, plan, notes)
+
+
+def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Overrides as JSON keeps them, in the form in which a user gives them: version 1.0.0 had no plan.json."""
+    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
 
 
 def relocate(result: Result, place: str) -> None:
@@ -1953,17 +1938,13 @@ def relocate(result: Result, place: str) -> None:
     result.log_files = {name: os.path.join(place, file) for name, file in LOGS.items()}
 
 
-def read_summary(folder: str) -> tuple[dict[str, Any], dict[str, Result]]:
-    """The summary and its results, nothing where there is none. Raises ValueError for a damaged one."""
-    path = os.path.join(folder, SUMMARY)
+def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
+    """The summary and its results; raises ValueError for a damaged one."""
     summary = read_json(path)
-    if summary is None:
-        return {}, {}
     stored = summary.pop("results", None)
     if not isinstance(stored, dict):
         raise ValueError(f"{path}: no results in it")
-    options_from_json(summary.get("options", {}), path)
-    check_read(from_json(Options, summary), summary, ["train_script"], path)
+    options_from_json(summary, path)
     return summary, {name: read_result(name, data, path) for name, data in stored.items()}
 
 
@@ -1975,19 +1956,6 @@ def read_result(name: str, data: Any, path: str) -> Result:
     result.attempts = max(0, result.attempts)
     check_read(result, data, ("config_path", "overrides", "status", "attempts"), f"{path}: {name}")
     return result
-
-
-def lines_of(results: Mapping[str, Result]) -> list[PlannedExperiment]:
-    """The plan of a batch of version 1.0.0, which froze none."""
-    return [
-        PlannedExperiment(name, each.config_path, overrides=override_texts(each.overrides))
-        for name, each in results.items()
-    ]
-
-
-def override_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Overrides as they are kept in JSON, in the form in which a user gives them."""
-    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
 
 
 def metrics_of(summary: Mapping[str, Any]) -> list[re.Pattern[bytes]]:
@@ -2010,16 +1978,21 @@ def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Patt
         result.status, result.attempts = Status.RUNNING, begun.attempts
         result.start_time, result.attempt_history = begun.start_time, begun.attempt_history
     if result.status is Status.RUNNING:
-        lines = []
-        for stream in ("stdout", "stderr"):
-            reader = LineReader(patterns=patterns)
-            reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
-            add_metrics(result.metrics, reader.take().metrics)
-            lines.append(reader.last_line())
-        result.last_line = next(filter(None, lines), "") if result.metrics.step is None else ""
+        read_progress(result, folder, patterns)
         if not held:
             result.status, result.error = Status.INTERRUPTED, "its runner died"
     return result
+
+
+def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[bytes]]) -> None:
+    """What the ends of the logs say of how far a training is."""
+    for stream in ("stderr", "stdout"):
+        reader = LineReader(patterns=patterns)
+        reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
+        add_metrics(result.metrics, reader.take().metrics)
+        result.last_line = reader.last_line() or result.last_line
+    if result.metrics.step is not None:
+        result.last_line = ""
 
 
 # ---- attempts
@@ -2028,37 +2001,34 @@ def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Patt
 class How(enum.Enum):
     """How an attempt begins."""
 
-    STARTS = "starts"
-    CONTINUES = "continues"
-    STARTS_OVER = "starts over"
+    STARTS = enum.auto()
+    CONTINUES = enum.auto()
+    STARTS_OVER = enum.auto()
 
 
 @dataclass(frozen=True)
 class TakeUp:
-    """How the next attempt of an experiment begins, and why."""
+    """How the next attempt of an experiment begins, also in words with the reason."""
 
     how: How
-    why: str
+    words: str
     checkpoint: str = ""  # from which it continues
-
-    def __str__(self) -> str:
-        between = " " if self.how is How.CONTINUES else ": "
-        return f"{self.how.value}{between}{self.why}"
 
 
 def take_up(experiment: Experiment, folder: str, attempts: int, options: Options) -> TakeUp:
     """How an experiment that has had so many attempts begins its next one."""
     if not attempts:
-        return TakeUp(How.STARTS, "first attempt")
-    if experiment.overrides.get("init_from") == "scratch":
-        return TakeUp(How.STARTS_OVER, "--init_from=scratch")
-    if continuing_words(options, experiment, folder, Slot(0), "") is None:
-        is_free = bool(options.command)
-        return TakeUp(How.STARTS_OVER, "no --continue_with" if is_free else "the trainer has no setting init_from")
+        return TakeUp(How.STARTS, "starts: first attempt")
     found = checkpoints(folder, options.checkpoints)
-    if not found:
-        return TakeUp(How.STARTS_OVER, "no checkpoint")
-    return TakeUp(How.CONTINUES, f"from {os.path.relpath(found[0], folder)}", found[0])
+    if experiment.overrides.get("init_from") == "scratch":
+        why = "--init_from=scratch"
+    elif continuing_words(options, experiment, folder, Slot(0), "") is None:
+        why = "no --continue_with" if options.command else "the trainer has no setting init_from"
+    elif not found:
+        why = "no checkpoint"
+    else:
+        return TakeUp(How.CONTINUES, f"continues from {os.path.relpath(found[0], folder)}", found[0])
+    return TakeUp(How.STARTS_OVER, f"starts over: {why}")
 
 
 def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
@@ -2098,48 +2068,40 @@ def past(result: Result) -> dict[str, Any]:
 # ---- copies of an attempt's only checkpoint
 
 
-def kept_path(checkpoint: str, ending: str = "") -> str:
-    """Where a copy is kept: beside its original, under a name that no pattern of checkpoints matches."""
+def copy_path(checkpoint: str) -> str:
+    """Where a copy of a checkpoint as it is now is kept: beside it, under a name that no pattern of checkpoints
+    matches, with the time of its last change."""
     folder, name = os.path.split(checkpoint)
-    return os.path.join(folder, f".kept_{name}{ending}")
+    _, changed_at = looks_at([checkpoint]).get(checkpoint, (0, 0))
+    return os.path.join(folder, f".kept_{name}.{changed_at}")
 
 
-def looks_of_copies(checkpoint: str) -> tuple[object, dict[str, tuple[int, int]]]:
-    """Size and time of a checkpoint, and of its copies that are there, the older one first: a copy keeps both."""
-    looks = looks_at([checkpoint, kept_path(checkpoint), kept_path(checkpoint, ".new")])
-    return looks.pop(checkpoint, None), looks
-
-
-def needs_copy(checkpoint: str) -> bool:
-    """Before an attempt continues from its only checkpoint: whether a copy of that one is still to be made."""
-    now, copies = looks_of_copies(checkpoint)
-    return now not in copies.values()
-
-
-def kept_copy(checkpoint: str) -> str:
-    """A copy that can stand in for a checkpoint that can't be read; empty where there is none."""
-    now, copies = looks_of_copies(checkpoint)
-    return next((path for path, look in copies.items() if look != now), "")
+def older_copies(checkpoint: str) -> list[str]:
+    """The copies of what a checkpoint was before, the oldest first."""
+    folder, name = os.path.split(checkpoint)
+    names = names_in(folder, rf"\.kept_{re.escape(name)}\.\d+")
+    paths = [os.path.join(folder, each) for each in sorted(names, key=natural)]
+    return [path for path in paths if path != copy_path(checkpoint)]
 
 
 def keep_copy(checkpoint: str) -> None:
     """Keep a copy of an attempt's only checkpoint beside it, where there is room; raises OSError.
 
-    A newer copy takes the older one's place only once its original has been written over, for then an attempt has
-    read it, and has gone on from it."""
-    kept, new, part = (kept_path(checkpoint, ending) for ending in ("", ".new", ".part"))
-    if os.path.exists(new):
-        remove_tree(kept)
-        os.rename(new, kept)
+    Of the older ones the latest stays: its original has been written over, so an attempt has read it, and has gone on
+    from it, which nobody knows yet of the new one."""
+    for path in older_copies(checkpoint)[:-1]:
+        remove_tree(path)
+    target = copy_path(checkpoint)
+    part = f"{os.path.splitext(target)[0]}.part"
     remove_tree(part)
     if os.path.isdir(checkpoint):
         shutil.copytree(checkpoint, part)
     elif not reflink(checkpoint, part):
-        if free_bytes(os.path.dirname(checkpoint)) < 3 * os.path.getsize(checkpoint):
+        if shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * os.path.getsize(checkpoint):
             return
         shutil.copyfile(checkpoint, part)
     shutil.copystat(checkpoint, part)
-    os.rename(part, new)
+    os.rename(part, target)
 
 
 def reflink(path: str, copy: str) -> bool:
@@ -4818,14 +4780,12 @@ class Batch:
         plan: Sequence[Experiment],
         results: dict[str, Result],
         recorder: Recorder,
-        frozen: PlanFile,
         to_run: Iterable[str],
         slots: Sequence[Slot],
     ) -> None:
         self.options, self.planner, self.results, self.recorder = options, planner, results, recorder
         self.folder, self.console = recorder.folder, recorder.console
         self.plan = {each.name: each for each in plan}
-        self.frozen = {each.name: each for each in frozen.experiments}
         self.events: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in to_run)
         self.free = list(slots)
@@ -5127,7 +5087,7 @@ class Batch:
         """A trainer that reads the original config, not the frozen copy, may have read an edited one."""
         planned = attempt.planned
         reads_original = planned.config and planned.launched_config in ("", planned.config)
-        if reads_original and file_sha256(planned.config) != self.frozen[planned.name].config_sha256:
+        if reads_original and file_sha256(planned.config) != self.plan[planned.name].config_sha256:
             self.warn(attempt.result, f"{planned.config} was edited since the batch began, and may have been read so")
 
     def refresh_views(self) -> None:
@@ -5199,7 +5159,7 @@ class Batch:
         folder = os.path.join(self.folder, experiment.name)
         up = take_up(experiment, folder, self.results[experiment.name].attempts, self.options)
         is_only = up.how is How.CONTINUES and len(checkpoints(folder, self.options.checkpoints)) == 1
-        return up.checkpoint if is_only and needs_copy(up.checkpoint) else ""
+        return up.checkpoint if is_only and not os.path.exists(copy_path(up.checkpoint)) else ""
 
     def copy_first(self, checkpoint: str, experiment: Experiment, slot: Slot) -> None:
         """Keep a copy of a checkpoint, in a thread, as it may be large; the launch follows. Raises Shortage."""
@@ -5222,7 +5182,7 @@ class Batch:
         """Raises Shortage where the disk has no room for what the trainings may write."""
         needed = max(ROOM, 2 * self.largest_checkpoint) * (len(self.running) + 1)
         with contextlib.suppress(OSError):
-            free = free_bytes(self.folder)
+            free = shutil.disk_usage(self.folder).free
             if free < needed:
                 raise Shortage(f"only {free >> 20} MB free on the disk of {self.folder}, {needed >> 20} MB are wanted")
 
@@ -5309,8 +5269,7 @@ class Batch:
         if up.how is How.STARTS_OVER or has_remains:
             move_aside(folder, before.attempts)
         self.begin_result(result, before, up)
-        continuing = self.words_to_continue(experiment, folder, slot, up)
-        command = build_command(self.options, experiment, folder, slot, continuing)
+        command = attempt_command(self.options, experiment, folder, slot, up)
         metadata = self.metadata(experiment, result, command, self.environment(experiment, result, slot, up))
         readers = {name: LineReader(self.own_lines(experiment), self.patterns) for name in ("stdout", "stderr")}
         rules = self.stop_rules(folder)
@@ -5329,7 +5288,7 @@ class Batch:
         if self.guardian:
             self.guardian.tell_started(group, folder)
         if up.how is How.CONTINUES:
-            mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
+            mark_attempt(logs["combined"], f"attempt {result.attempts} {up.words}")
         limits = Limits(self.options.timeout, self.options.stall)
         process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
         for tee in launch.tees:
@@ -5346,11 +5305,6 @@ class Batch:
         result.attempts = before.attempts + 1
         if up.how is How.CONTINUES:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
-
-    def words_to_continue(self, experiment: Experiment, folder: str, slot: Slot, up: TakeUp) -> list[str]:
-        if up.how is not How.CONTINUES:
-            return []
-        return continuing_words(self.options, experiment, folder, slot, up.checkpoint) or []
 
     def own_files(self, experiment: Experiment, folder: str) -> list[str]:
         """The paths of the runner's own files for an attempt: the metadata, and the config if there is one."""
@@ -5406,7 +5360,7 @@ class Batch:
             self.compare_code(launched)
         self.recorder.save_json(path, metadata)
         attempt.kept[path] = json_bytes(metadata)
-        begins = "started" if attempt.take_up.how is How.STARTS else str(attempt.take_up)
+        begins = "started" if attempt.take_up.how is How.STARTS else attempt.take_up.words
         self.say(f"{attempt.planned.name}: {begins}, pid {metadata['pid']}: {shell_line(command)}")
 
     def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
@@ -5435,7 +5389,7 @@ class Batch:
         return {
             "config_name": experiment.name,
             "config_path": experiment.config,
-            "config_sha256": self.frozen[experiment.name].config_sha256 or None,
+            "config_sha256": self.plan[experiment.name].config_sha256 or None,
             "command": command,
             "command_line": shell_line(command),
             "train_script": self.options.train_script,
@@ -5577,15 +5531,16 @@ class Batch:
             checkpoint = attempt.take_up.checkpoint
             if not (at_once and checkpoint and BROKEN_CHECKPOINT.search(result.stderr_tail)):
                 return False
-            copy = kept_copy(checkpoint)
+            copies = older_copies(checkpoint)
+            remove_tree(copy_path(checkpoint))  # it can't be read, either
             os.rename(checkpoint, checkpoint + ASIDE)
-            if copy:
-                os.rename(copy, checkpoint)
+            if copies:
+                os.rename(copies[-1], checkpoint)
         except OSError as error:
             self.warn(result, f"a checkpoint can't be renamed: {error.filename}: {error.strerror}")
             return False
         self.set_aside[name] = checkpoint
-        instead = "; its kept copy is used" if copy else ""
+        instead = "; its kept copy is used" if copies else ""
         self.say(f"{name}: {result.error}; set aside: {os.path.basename(checkpoint)}{ASIDE}{instead}")
         self.waiting.appendleft(self.plan[name])
         return self.may_launch()
@@ -6072,11 +6027,12 @@ def choose_launched(job: Job) -> dict[str, bytes]:
         each.source = each.source or each.config
         each.launched_config = each.config
     sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
-    names = frozen_names(job.folder, sources, job.plan)
+    names = frozen_names(job.folder, {each.source: each.config for each in job.plan if each.source in sources})
     for each in job.plan:
+        each.frozen = names.get(each.source, "")
         is_bound = not script.strict or script.uses_file or read(each.source).uses_file
-        if each.source in names and (not is_bound or not os.path.exists(each.config)):
-            each.launched_config = os.path.join(job.folder, PLAN, names[each.source])
+        if each.frozen and (not is_bound or not os.path.exists(each.config)):
+            each.launched_config = os.path.join(job.folder, PLAN, each.frozen)
     return sources
 
 
@@ -6084,12 +6040,12 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     """Freeze the plan, then run it."""
     job.notes += [NO_LOCKS] if lock is None else []
     try:
-        frozen = freeze(job.folder, job.plan, choose_launched(job), head)
+        freeze(job.folder, job.plan, choose_launched(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
         write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
-    batch = Batch(job.options, job.planner, job.plan, job.results, recorder, frozen, job.to_run, job.slots)
+    batch = Batch(job.options, job.planner, job.plan, job.results, recorder, job.to_run, job.slots)
     for note in job.notes:
         recorder.say(note)
     return batch.run()
@@ -6119,7 +6075,7 @@ def command_lines(job: Job, planned: Experiment, slot: Slot) -> list[str]:
     folder = os.path.join(job.folder, planned.name)
     up = take_up(planned, folder, job.results[planned.name].attempts, job.options)
     made = on_device(job.options, job.planner, planned, slot)
-    return [f"# {planned.name}: {up}", shell_line(attempt_command(job.options, made, folder, slot, up))]
+    return [f"# {planned.name}: {up.words}", shell_line(attempt_command(job.options, made, folder, slot, up))]
 
 
 # ---- the modes
@@ -6228,10 +6184,8 @@ def is_left(result: Result) -> bool:
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
-    script = stored.summary.get("train_script", Options().train_script)
     try:
-        kept = options_from_json(stored.summary.get("options", {}), stored.folder)
-        kept = options_from_json({"train_script": script, **kept}, stored.folder)
+        kept = options_from_json(stored.summary, stored.folder)
         for key, value in kept.items():
             if isinstance(value, (int, float, str)) and value and "type" in OPTIONS[key]:
                 OPTIONS[key]["type"](str(value))
@@ -6272,51 +6226,50 @@ def plan_again(job: Job, stored: StoredBatch) -> None:
     named = {name for pattern in again for name in fnmatch.filter(stored.results, pattern)}
     if again and not named:
         raise UsageError(f"--again: no experiment of this name: {' '.join(again)}; see --status")
-    for line in stored.plan.experiments:
-        result = stored.results[line.name]
-        source = choose_source(job, line, result)
-        own = {**line.overrides, **line.sweep}
-        now = {**own, **job.options.overrides}
+    for before in stored.plan:
+        name, result = before.name, stored.results[before.name]
+        source = choose_source(job, before, result)
+        now = {**before.overrides, **job.options.overrides}
         may_do_better = result.diverged and job.options.overrides
-        if line.name in named or is_left(result) or may_do_better:
-            job.to_run.append(line.name)
-            job.plan.append(job.planner.experiment(line.name, line.config_path, now, line.sweep, source))
+        if name in named or is_left(result) or may_do_better:
+            job.to_run.append(name)
+            job.plan.append(job.planner.experiment(name, before.config, now, before.point, source))
             continue
         if result.diverged:
-            job.notes.append(f"{line.name}: diverged, left alone; override a setting, or name it with --again")
-        elif now != own:
-            job.notes.append(f"{line.name}: completed, left alone by what is overridden now; see --again")
-        job.plan.append(plan_unchanged(job.planner, line, own, source))
+            job.notes.append(f"{name}: diverged, left alone; override a setting, or name it with --again")
+        elif now != before.overrides:
+            job.notes.append(f"{name}: completed, left alone by what is overridden now; see --again")
+        job.plan.append(plan_unchanged(job.planner, before, source))
 
 
-def plan_unchanged(planner: Planner, line: PlannedExperiment, overrides: dict[str, str], source: str) -> Experiment:
+def plan_unchanged(planner: Planner, before: Experiment, source: str) -> Experiment:
     """What isn't run is known as far as the trainer still knows it."""
     with contextlib.suppress(UsageError):
-        return planner.experiment(line.name, line.config_path, overrides, line.sweep, source)
-    return Experiment(line.name, line.config_path, overrides, line.sweep, source=source)
+        return planner.experiment(before.name, before.config, before.overrides, before.point, source)
+    return replace(before, source=source)
 
 
-def choose_source(job: Job, line: PlannedExperiment, result: Result) -> str:
+def choose_source(job: Job, planned: Experiment, result: Result) -> str:
     """The frozen copy of a config, or nothing where the original is read: what was interrupted continues with its
     copy, what failed or never started takes up an edited original."""
-    ending = os.path.splitext(line.config_path)[1]
-    used = os.path.join(job.folder, line.name, f"config_used{ending}")  # all that version 1.0.0 kept
-    frozen = os.path.join(job.folder, PLAN, line.frozen) if line.frozen else used
-    if not line.config_path or not os.path.isfile(frozen):
+    ending = os.path.splitext(planned.config)[1]
+    used = os.path.join(job.folder, planned.name, f"config_used{ending}")  # all that version 1.0.0 kept
+    frozen = os.path.join(job.folder, PLAN, planned.frozen) if planned.frozen else used
+    if not planned.config or not os.path.isfile(frozen):
         return ""
-    if not os.path.isfile(line.config_path):
-        job.notes.append(f"{line.name}: config {line.config_path} has gone, its copy is used: {frozen}")
+    if not os.path.isfile(planned.config):
+        job.notes.append(f"{planned.name}: config {planned.config} has gone, its copy is used: {frozen}")
         return frozen
-    before, now = job.planner.read(frozen).source, job.planner.read(line.config_path).source
+    before, now = job.planner.read(frozen).source, job.planner.read(planned.config).source
     if before == now or same_code(before, now):
         return frozen
     if result.status is Status.COMPLETED:
-        job.notes.append(f"{line.name}: completed, but its config has changed since: {line.config_path}")
+        job.notes.append(f"{planned.name}: completed, but its config has changed since: {planned.config}")
     elif result.status in (Status.INTERRUPTED, Status.RUNNING):
-        told = f"warning: {line.config_path} was edited; what was interrupted goes on with {frozen}"
-        job.notes.append(f"{line.name}: {told}")
+        told = f"warning: {planned.config} was edited; what was interrupted goes on with {frozen}"
+        job.notes.append(f"{planned.name}: {told}")
     else:
-        job.notes.append(f"{line.name}: takes up the edited {line.config_path}")
+        job.notes.append(f"{planned.name}: takes up the edited {planned.config}")
         return ""
     return frozen
 
