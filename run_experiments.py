@@ -1627,54 +1627,46 @@ def in_words(value: Any) -> Any:
     return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-def a_value_of(*kinds: type) -> Callable[[Any], Any]:
-    """A reader of values of these types; it raises ValueError for others, and for numbers beyond reason."""
-
-    def read(value: Any) -> Any:
-        is_too_large = isinstance(value, (int, float)) and abs(value) >= 1e15
-        if is_too_large or not isinstance(value, kinds):
-            raise ValueError
-        return value
-
-    return read
+def read_int(value: int) -> int:
+    if abs(value) >= 1e15:
+        raise ValueError("beyond reason")
+    return value
 
 
-def read_float(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else a_value_of(int, float)(value)
+def read_texts(values: list[Any]) -> list[str]:
+    if not all(isinstance(each, str) for each in values):
+        raise ValueError("not all of them are texts")
+    return values
 
 
-def read_texts(value: Any) -> Any:
-    return [a_value_of(str)(each) for each in a_value_of(list)(value)]
-
-
-READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fields
-    "str": a_value_of(str),
-    "int": a_value_of(int),
-    "bool": a_value_of(bool),
-    "float": read_float,
-    "list[str]": read_texts,
-    "list[Any]": a_value_of(list),
-    "dict[str, str]": a_value_of(dict),
-    "dict[str, Any]": a_value_of(dict),
+JSON_TYPES: dict[str, Any] = {  # of a record's fields, by the types that these have
+    **{"str": str, "Status": str, "bool": bool, "int": int, "float": (int, float, str), "Metrics": dict},
+    **{"list[str]": list, "list[Any]": list, "dict[str, str]": dict, "dict[str, Any]": dict},
+}
+READERS: dict[str, Callable[[Any], Any]] = {  # of those that have more to them
     "Status": Status,
-    "Metrics": lambda value: from_json(Metrics, a_value_of(dict)(value)),
+    "int": read_int,
+    "float": float,
+    "list[str]": read_texts,
+    "Metrics": lambda value: from_json(Metrics, value),
 }
 
 
 @functools.cache
-def readers_of(cls: Any) -> dict[str, Callable[[Any], Any]]:
-    """The readers of the fields of a record, by their names."""
-    kinds = {item.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(item.type)) for item in fields(cls)}
-    return {name: READERS[kind] for name, kind in kinds.items() if kind in READERS}
+def kinds_of(cls: Any) -> dict[str, str]:
+    """The types of the fields of a record, by their names, where JSON has them."""
+    kinds = {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
+    return {name: kind for name, kind in kinds.items() if kind in JSON_TYPES}
 
 
 def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
     """A record from what was read from a file; a value of a wrong type stays at its default."""
     made = cls()
-    for name, read in readers_of(cls).items():
-        if name in data:
-            with contextlib.suppress(ValueError):
-                setattr(made, name, read(data[name]))
+    for name, kind in kinds_of(cls).items():
+        value = data.get(name)
+        if isinstance(value, JSON_TYPES[kind]):
+            with contextlib.suppress(ValueError, OverflowError):
+                setattr(made, name, READERS[kind](value) if kind in READERS else value)
     return made
 
 
@@ -1822,13 +1814,13 @@ def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes]
     """Write plan/: what each config holds, once, and plan.json; synced. Raises OSError.
 
     What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
-    place = os.path.join(folder, PLAN)
-    os.makedirs(place, exist_ok=True)
-    for path, name in {each.source: each.frozen for each in plan if each.frozen}.items():
-        target = os.path.join(place, name)
+    names = {each.source: each.frozen for each in plan}
+    os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
+    for path, data in sources.items():
+        target = os.path.join(folder, PLAN, names[path])
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
-            write_file(target, sources[path])
+            write_file(target, data)
     digests = {path: sha256(data) for path, data in sources.items()}
     for each in plan:
         each.config_sha256 = digests.get(each.source, "")
@@ -1844,22 +1836,6 @@ def plan_line(planned: Experiment) -> dict[str, Any]:
         "overrides": {key: text for key, text in planned.overrides.items() if key not in planned.point},
         "sweep": planned.point,
     }
-
-
-def read_plan(lines: Any) -> Optional[list[Experiment]]:
-    """The experiments of plan.json, None where they can't be used."""
-    plan = []
-    try:
-        for line in lines:
-            overrides = {**line["overrides"], **line["sweep"]}
-            own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
-            plan.append(from_json(Experiment, {**line, **own}))
-    except (KeyError, TypeError):
-        return None
-    return plan if all(each.name == clean_name(each.name) for each in plan) else None
-
-
-# ---- the options of a batch, as its files have them
 
 
 def plan_options(options: Options) -> dict[str, Any]:
@@ -1883,6 +1859,22 @@ def options_from_json(summary: Mapping[str, Any], where: str) -> dict[str, Any]:
 # ---- reading a batch back
 
 
+def read_plan(folder: str) -> tuple[dict[str, Any], list[Experiment]]:
+    """plan.json: the head of a summary, and the experiments; empty where it can't be used."""
+    head = read_own(folder, PLAN_JSON)
+    plan = []
+    try:
+        options_from_json(head, PLAN_JSON)
+        for line in head.pop("experiments"):
+            overrides = {**line["overrides"], **line["sweep"]}
+            own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
+            plan.append(from_json(Experiment, {**line, **own}))
+    except (KeyError, TypeError, ValueError):
+        return {}, []
+    are_names = all(each.name == clean_name(each.name) for each in plan)
+    return (head, plan) if are_names else ({}, [])
+
+
 @dataclass
 class StoredBatch:
     """A batch as its files tell it."""
@@ -1898,17 +1890,16 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
     """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
     if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
-    head = read_own(folder, PLAN_JSON)
-    plan, notes = read_plan(head.pop("experiments", None)), []
+    head, plan = read_plan(folder)
+    notes: list[str] = []
     try:
         summary, stored = read_summary(os.path.join(folder, SUMMARY))
     except ValueError as error:
-        if plan is None:
+        if not plan:
             raise UsageError(f"summary is damaged: {error}") from None
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
         summary, stored = head, {}
-    if plan is None:
-        plan = [Experiment(name, each.config_path, as_texts(each.overrides)) for name, each in stored.items()]
+    plan = plan or [Experiment(name, each.config_path, as_texts(each.overrides)) for name, each in stored.items()]
     held = is_held(folder) if held is None else held
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
@@ -1960,10 +1951,8 @@ def read_result(name: str, data: Any, path: str) -> Result:
 
 def metrics_of(summary: Mapping[str, Any]) -> list[re.Pattern[bytes]]:
     """The patterns by which the trainings of a batch are read; none where they can't be used any more."""
-    options = summary.get("options")
-    told = options.get("metrics") if isinstance(options, dict) else None
     with contextlib.suppress(ValueError):
-        return compile_metrics(map(str, told)) if isinstance(told, list) else []
+        return compile_metrics(summary.get("options", {}).get("metrics", []))
     return []
 
 
@@ -2063,9 +2052,6 @@ def past(result: Result) -> dict[str, Any]:
     """What the history keeps of an attempt."""
     keys = ("start_time", "end_time", "status", "return_code", "error", "duration_seconds")
     return {"attempt": result.attempts, **{key: getattr(result, key) for key in keys}}
-
-
-# ---- copies of an attempt's only checkpoint
 
 
 def copy_path(checkpoint: str) -> str:
