@@ -1640,14 +1640,22 @@ def read_texts(values: list[Any]) -> list[str]:
 
 
 JSON_TYPES: dict[str, Any] = {  # of a record's fields, by the types that these have
-    **{"str": str, "Status": str, "bool": bool, "int": int, "float": (int, float, str), "Metrics": dict},
-    **{"list[str]": list, "list[Any]": list, "dict[str, str]": dict, "dict[str, Any]": dict},
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float, str),
+    "list[str]": list,
+    "list[Any]": list,
+    "dict[str, str]": dict,
+    "dict[str, Any]": dict,
+    "Status": str,
+    "Metrics": dict,
 }
 READERS: dict[str, Callable[[Any], Any]] = {  # of those that have more to them
-    "Status": Status,
     "int": read_int,
     "float": float,
     "list[str]": read_texts,
+    "Status": Status,
     "Metrics": lambda value: from_json(Metrics, value),
 }
 
