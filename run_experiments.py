@@ -1681,7 +1681,8 @@ def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
 def check_read(made: Any, data: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
     """Raises ValueError where a value that counts was of a wrong type, and so was not taken from the data."""
     for key in keys:
-        if key in data and data[key] != getattr(made, key):
+        taken = getattr(made, key)
+        if data.get(key, taken) != taken:
             raise ValueError(f"{where}: not a value of {key}: {clean(repr(data[key]))[:100]}")
 
 
@@ -1808,13 +1809,15 @@ def frozen_names(folder: str, originals: Mapping[str, str]) -> dict[str, str]:
     taken = {"plan.json"}
     names = {}
     for path, original in originals.items():
-        numbers = itertools.count(2)
+        names[path] = os.path.relpath(path, place)
+        if path.startswith(place + os.sep):
+            continue
         name = own = os.path.basename(original)
-        is_there = path.startswith(place + os.sep)
-        while not is_there and (name.casefold() in taken or os.path.lexists(os.path.join(place, name))):
+        numbers = itertools.count(2)
+        while name.casefold() in taken or os.path.lexists(os.path.join(place, name)):
             name = os.path.join(str(next(numbers)), own)
         taken.add(name.casefold())
-        names[path] = os.path.relpath(path, place) if is_there else name
+        names[path] = name
     return names
 
 
