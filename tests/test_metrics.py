@@ -181,6 +181,7 @@ class ReaderTest(unittest.TestCase):
         )
         news = told("T 5/9 2.5\n\nV=1.5\nstep 9: train loss 1, val loss 1\n", patterns=patterns)
         self.assertEqual(news.metrics, runner.Metrics(5, 2.5, 1.5, 1.5, 5, 5, None, None))
+        self.assertEqual(losses("T 6/9 2.0 V=1.0\n", patterns=patterns), (6, 2.0, 1.0))
         for text, why in (("(", "regular"), ("(?P<x>.)", "unknown group"), (r"(?P<step>\d)", "no group")):
             with self.assertRaisesRegex(ValueError, why) as caught:
                 runner.compile_metrics([text])
