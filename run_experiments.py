@@ -150,9 +150,9 @@ class Options:
 class Experiment:
     """One planned run of the trainer."""
 
-    name: str
-    config: str  # the original file
-    overrides: dict[str, str]  # setting -> text as the user gave it
+    name: str = ""
+    config: str = ""  # the original file
+    overrides: dict[str, str] = field(default_factory=dict)  # setting -> text as the user gave it
     point: dict[str, str] = field(default_factory=dict)  # those of the overrides that a sweep gave
     arguments: list[str] = field(default_factory=list)  # the overrides in the trainer's form
     values: dict[str, Any] = field(default_factory=dict)  # the overrides as JSON has them
@@ -160,6 +160,8 @@ class Experiment:
     problem: Optional[str] = None  # why it can't be launched
     source: str = ""  # the file that was read in the place of `config`: a frozen copy
     launched_config: str = ""  # the path that the trainer gets: the frozen copy, or the original
+    frozen: str = ""  # the config's copy, below plan/
+    config_sha256: str = ""  # of that copy
 
 
 @dataclass(frozen=True)
@@ -1049,12 +1051,14 @@ SAMPLE = 128  # bytes after its first loss, and before its last, that are read t
 MAX_EVALUATIONS = 1000  # kept between two takes; a flood loses its oldest
 LAST_LINE = 1024  # bytes at the end of what came in which the last line is looked for
 LOSS_WORDS = (b"oss", b"trl:", b"tel:")  # one of these stands in each line that tells a loss; the last two are llm.c's
-EVALUATION_WORDS = (b"val", b"Val", b"test", b"Test", b"tel:")  # and one of these, if it is an evaluation's
+EVALUATION_WORDS = (b"val", b"Val", b"est", b"tel:")  # and one of these, if it is an evaluation's
 
 # A number with a unit is no loss (`loss: 0.00ms`), nor is one that goes on as a word.
 NUMBER = rb"[-+]?(?i:nan|inf(?:inity)?|(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?)(?!\w|\.\d| ?(?:%|[mu]?s\b))"
-EVALUATION = re.compile(rb"\bstep (\d{1,15}): train loss (%b), val loss (%b)" % (NUMBER, NUMBER))
-ITERATION = re.compile(rb"iter (\d{1,15}): loss (%b)" % NUMBER)
+EVALUATION = re.compile(
+    rb"\bstep (?P<step>\d{1,15}): train loss (?P<train_loss>%b), val loss (?P<val_loss>%b)" % (NUMBER, NUMBER)
+)
+ITERATION = re.compile(rb"iter (?P<step>\d{1,15}): loss (?P<loss>%b)" % NUMBER)
 COUNT = rb"\s{0,20}[:=]?\s{0,20}[\[(]?\s{0,20}(\d{1,15})(?:\.0+)?(?![\w%]|\.\d)"
 LOSS = rb"(?: value)?\s{0,20}[:=]?\s{0,20}(?:tensor\()?(%b)" % NUMBER
 NAMES = {  # what trainers call it, with its value
@@ -1072,7 +1076,7 @@ VALIDATION = rb"(?<![\w/.-])(?:val|valid|validation|eval|evaluation)(?![\w/.-])"
 EVALUATING = re.compile(rb"(?:(?!loss).)*?" + VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
 BAR = re.compile(rb"^(?!.*" + VALIDATION + rb").*\|\s*(\d{1,15})/\d+ \[\d")  # tqdm's `450/1000 [00:12<00:15`
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
-SPECIAL = re.compile(rb"[\x1b#\"'`]")
+SPECIAL = re.compile(rb"[#\"'`]")
 # A key of JSON, or of a printed dictionary, and its value where that is one word in quotes.
 KEY = re.compile(rb"[\"'](\w[\w /.-]*)[\"']\s*:(?:\s*[\"']([-+.\w]+)[\"'])?")
 # Others' words, or code: what stands in quotes, or behind a `#` (but `|####5     |` is a bar).
@@ -1080,7 +1084,8 @@ QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`|(?<![|#])#
 
 QUEUED = b"queued and waiting for resources"  # srun, on stderr
 ALLOCATED = b"has been allocated"
-Known = TypeVar("Known")
+T = TypeVar("T")
+Told = Mapping[str, Optional[bytes]]  # what a line says, by the names above
 
 
 @dataclass
@@ -1100,99 +1105,83 @@ class News:
 
     metrics: Metrics = field(default_factory=Metrics)
     evaluations: list[bytes] = field(default_factory=list)
-    queued: bool = False  # srun waits for its resources
-    not_finite_in_a_row: int = 0  # the longest row of train losses
-    evaluation_not_finite: bool = False
+    is_lost: bool = False  # three training losses in a row, or one evaluation, were not finite
 
 
-def said_in(line: bytes) -> Optional[Said]:
-    """What a line says, None where it tells no step or no loss."""
-    plain = line
-    if SPECIAL.search(line):
-        plain = QUOTED.sub(b" ", KEY.sub(rb"\1: \2", COLOUR.sub(b"", line)))
-    # nanoGPT's own two forms first: these stay as they are, and fast.
-    own = (EVALUATION if b"val" in plain else ITERATION).search(plain)
-    if own:
-        val = float(own[3]) if own.lastindex == 3 else None
-        return Said(int(own[1]), float(own[2]), val, own[0])
-    return said_in_words(plain.lower(), line)
+def or_else(value: Optional[T], otherwise: T) -> T:
+    return otherwise if value is None else value
 
 
-def said_in_words(plain: bytes, line: bytes) -> Optional[Said]:
-    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
-    told: dict[str, bytes] = {}
-    for match in FIELD.finditer(plain):
-        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
-    if "loss" in told and EVALUATING.match(plain):
-        told.setdefault("val_loss", told.pop("loss"))
-    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
-        found = pattern.search(plain) if told.keys().isdisjoint(("step", kind)) else None
-        if found:
-            told[kind] = found[1]
-    return None if told.keys().isdisjoint(("step", "epoch")) else said_by(told, line)
-
-
-def said_by(told: Mapping[str, Optional[bytes]], line: bytes) -> Optional[Said]:
-    """What named values say; an epoch counts as the step where no other is told."""
-    step = number_in(int, told.get("step", told.get("epoch")))
-    train = number_in(float, told.get("train_loss", told.get("loss")))
-    val = number_in(float, told.get("val_loss"))
-    if or_else(train, val) is None:
-        return None
-    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
-
-
-def number_in(kind: Callable[[bytes], Known], text: Optional[bytes]) -> Optional[Known]:
+def number_in(kind: Callable[[bytes], T], text: Optional[bytes]) -> Optional[T]:
     try:
         return kind(text or b"")
     except ValueError:
         return None
 
 
-def or_else(value: Optional[Known], otherwise: Known) -> Known:
-    return otherwise if value is None else value
+def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional[Said]:
+    """What a line says by the user's patterns, or by the forms above; None where it tells no loss."""
+    told = told_as_asked(line, patterns) if patterns else told_in(line)
+    train = number_in(float, told.get("train_loss", told.get("loss")))
+    val = number_in(float, told.get("val_loss"))
+    if train is None and val is None:
+        return None
+    # An epoch counts as the step where no other is told.
+    step = number_in(int, told.get("step", told.get("epoch")))
+    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
 
 
-def words_in(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
-    return [word for word in words if data.rfind(word, start, end) >= 0]  # `rfind` is twice as fast as `find`
+def told_as_asked(line: bytes, patterns: Iterable[re.Pattern[bytes]]) -> Told:
+    told: dict[str, Optional[bytes]] = {}
+    for match in filter(None, [pattern.search(line) for pattern in patterns]):
+        told.update(match.groupdict())
+    return told
 
 
-def lines_with(words: Iterable[bytes], data: bytes, start: int, end: int) -> list[bytes]:
-    """The lines that hold one of the words, in their order; `find` is some times faster than a pattern."""
-    found: dict[int, bytes] = {}
-    for word in words:
-        at = data.find(word, start, end)
-        while at >= 0:
-            first = data.rfind(b"\n", start, at) + 1 or start
-            last = line_end(data, at, end)
-            found[first] = data[first:last]
-            at = data.find(word, last, end)
-    return list(map(found.__getitem__, sorted(found)))
+def told_in(line: bytes) -> Told:
+    plain = QUOTED.sub(b" ", KEY.sub(rb"\1: \2", line)) if SPECIAL.search(line) else line
+    # nanoGPT's own two forms first: these stay as they are, and fast.
+    own = (EVALUATION if b"val" in plain else ITERATION).search(plain)
+    return own.groupdict() if own else told_in_words(plain.lower())
 
 
-def line_end(data: bytes, at: int, end: int) -> int:
-    found = data.find(b"\n", at, end)
-    return end if found < 0 else found
+def told_in_words(plain: bytes) -> Told:
+    """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
+    told: dict[str, Optional[bytes]] = {}
+    for match in FIELD.finditer(plain):
+        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
+    if "loss" in told and EVALUATING.match(plain):
+        told.setdefault("val_loss", told.pop("loss"))
+    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
+        found = None if "step" in told else pattern.search(plain)
+        if found:
+            told.setdefault(kind, found[1])
+    return told if "step" in told or "epoch" in told else {}
+
+
+def lines_with(words: Sequence[bytes], data: bytes, start: int, end: int) -> list[bytes]:
+    """The lines that hold one of the words, in their order; `rfind` says twice as fast as `find` that there is none."""
+    if all(data.rfind(word, start, end) < 0 for word in words):
+        return []
+    holds_one = re.compile(b"|".join(words)).search
+    return list(filter(holds_one, data[start:end].split(b"\n")))
 
 
 def loss_lines(data: bytes, start: int, end: int, most: float) -> list[bytes]:
     """The lines of a block that may tell a loss; where it has more than so many bytes, those at both ends and all that
     may be evaluations, with b"" where others are left out."""
-    if end - start <= most:
-        return lines_with(LOSS_WORDS, data, start, end)
     # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
-    likely = LOSS_WORDS if data.rfind(b"l:", start, end) >= 0 else LOSS_WORDS[:1]
-    words = words_in(likely, data, start, end)
-    if not words:
+    last = data.rfind(b"oss", start, end)
+    if last < 0 and data.rfind(b"l:", start, end) < 0:
         return []
-    head = line_end(data, data.find(words[0], start, end) + SAMPLE, end)
-    tail = max(head, data.rfind(b"\n", head, data.rfind(words[0], start, end) - SAMPLE))
+    head = data.find(b"\n", data.find(b"oss", start, end) + SAMPLE, end)
+    tail = data.rfind(b"\n", head, last - SAMPLE)
+    if end - start <= most or last < 0 or tail < 0:
+        return lines_with(LOSS_WORDS, data, start, end)
     # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
-    is_own = ITERATION.match(data, tail + 1)
-    wanted = words_in(EVALUATION_WORDS[:1] if is_own else EVALUATION_WORDS, data, head, tail)
-    lines = [*lines_with(words, data, start, head), b"", *lines_with(wanted, data, head, tail), b""]
-    lines += lines_with(words, data, tail, end)
-    return lines if head < tail else list(filter(None, lines))
+    wanted = EVALUATION_WORDS[:1] if ITERATION.match(data, tail + 1) else EVALUATION_WORDS
+    between = [b"", *lines_with(wanted, data, head, tail), b""]
+    return [*lines_with(LOSS_WORDS, data, start, head), *between, *lines_with(LOSS_WORDS, data, tail, end)]
 
 
 def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
@@ -1231,13 +1220,13 @@ def add_metrics(total: Metrics, news: Metrics) -> None:
         total.diverged_since = news.diverged_since
 
 
+@dataclass
 class Watch:
     """Whether one kind of loss stays finite."""
 
-    def __init__(self) -> None:
-        self.was_finite = False
-        self.broken_since: Optional[int] = None
-        self.in_a_row = 0  # losses that aren't finite
+    was_finite: bool = False
+    broken_since: Optional[int] = None
+    in_a_row: int = 0  # losses that aren't finite
 
     def see(self, loss: Optional[float], step: int) -> None:
         if loss is None:
@@ -1259,7 +1248,7 @@ class LineReader:
         self.patterns = patterns
         self.lock = threading.Lock()
         self.news = News()
-        self.queued = False
+        self.queued = False  # srun waits for its resources
         self.tail = b""
         self.last_step: Optional[int] = None
         self.counts_steps = False  # not only epochs
@@ -1275,16 +1264,15 @@ class LineReader:
         if was_queued or QUEUED in tail:  # nothing comes behind that message until the wait ends
             self.queued = data.rfind(ALLOCATED, start, stop) <= data.rfind(QUEUED, start, stop)
         found = self.find(data, start, stop)
-        if found:
-            with self.lock:
-                for said in found:
-                    self.note(said)
+        with self.lock:
+            for said in found:
+                self.note(said)
         return bool(found) or self.queued != was_queued
 
     def find(self, data: bytes, start: int, end: int, most: float = CROWD) -> list[Said]:
         """What the lines say, in their order; of losses that crowd only samples."""
         if self.patterns:
-            lines = list(filter(None, data[start:end].splitlines()))
+            lines = list(filter(None, data[start:end].split(b"\n")))
         else:
             lines = loss_lines(data, start, end, most)
         return list(filter(None, map(self.said_in, lines)))
@@ -1292,9 +1280,8 @@ class LineReader:
     def said_in(self, line: bytes) -> Optional[Said]:
         if not line:
             return Said()
-        if line.strip() in self.ignored:
-            return None
-        said = self.said_as_told(line) if self.patterns else said_in(line)
+        plain = COLOUR.sub(b"", line)
+        said = None if plain.strip() in self.ignored else said_in(plain, self.patterns)
         if said is None:
             return None
         # Where steps are told as well, an epoch's number is no step.
@@ -1303,15 +1290,6 @@ class LineReader:
             said.step = self.last_step
         self.last_step = said.step
         return said
-
-    def said_as_told(self, line: bytes) -> Optional[Said]:
-        """By the patterns of the user."""
-        line = COLOUR.sub(b"", line)
-        for match in filter(None, [pattern.search(line) for pattern in self.patterns]):
-            said = said_by(match.groupdict(), line)
-            if said:
-                return said
-        return None
 
     def note(self, said: Said) -> None:
         news = self.news
@@ -1322,11 +1300,11 @@ class LineReader:
         self.val.see(said.val, step)
         since = or_else(self.train.broken_since, self.val.broken_since)
         add_metrics(news.metrics, Metrics(said.step, said.train, said.val, said.val, said.step, said.step, gap, since))
-        news.not_finite_in_a_row = max(news.not_finite_in_a_row, self.train.in_a_row)
+        news.is_lost |= self.train.in_a_row >= 3
         if said.val is not None:
             news.evaluations.append(said.text)
             del news.evaluations[:-MAX_EVALUATIONS]
-            news.evaluation_not_finite |= not math.isfinite(said.val + or_else(said.train, 0.0))
+            news.is_lost |= not math.isfinite(said.val + or_else(said.train, 0.0))
 
     def last_line(self) -> str:
         """The last line that was printed, whatever it says."""
@@ -1335,10 +1313,7 @@ class LineReader:
     def take(self) -> News:
         """What has come since the last time."""
         with self.lock:
-            news, before = self.news, self.news.metrics
-            metrics = Metrics(first_step=before.first_step, largest_gap=before.largest_gap)
-            news.queued = self.queued
-            self.news = News(metrics, not_finite_in_a_row=self.train.in_a_row)
+            news, self.news = self.news, News()
         return news
 
 
@@ -1425,11 +1400,6 @@ def hint_for(text: str) -> Optional[str]:
     return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
 
 
-def says_broken_checkpoint(stderr: str) -> bool:
-    """Whether an error says that a checkpoint can't be read."""
-    return BROKEN_CHECKPOINT.search(stderr) is not None
-
-
 def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
     """The end of a file, but nothing before the offset `start`; nothing where it can't be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -1442,6 +1412,7 @@ def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
 # Checkpoints: files or directories by a glob.
 
 TEMPORARY = re.compile(r"(?i)^\.|^tmp|~$|(?:^|[._-])(?:tmp|temp|part|partial|incomplete|set_aside)(?:[._-]|$)")
+Look = tuple[int, int]  # bytes, and when they changed last, in ns
 
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
@@ -1450,15 +1421,15 @@ def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     return sorted(found, key=lambda path: (found[path][1], natural(path)), reverse=True)
 
 
-def being_written(folder: str, pattern: str) -> dict[str, tuple[int, int]]:
-    """Size and time (ns) of what is, or may become, a checkpoint; what changes between two looks is being written."""
+def being_written(folder: str, pattern: str) -> dict[str, Look]:
+    """What is, or may become, a checkpoint; what changes between two looks is being written."""
     parent, name = os.path.split(pattern.rstrip("/"))
     stem = glob.escape(re.split(r"[*?[]", name)[0].strip("._-"))
+    paths = paths_like(folder, pattern)
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
-    written = paths_like(folder, os.path.join(parent, f"*{stem}*"), temporary=True)
-    written += paths_like(folder, os.path.join(parent, f".*{stem}*"), temporary=True)
-    looks = looks_at(paths_like(folder, pattern) + written)
-    return {os.path.relpath(path, folder): look for path, look in looks.items()}
+    for form in (f"*{stem}*", f".*{stem}*"):
+        paths += paths_like(folder, os.path.join(parent, form), temporary=True)
+    return {os.path.relpath(path, folder): look for path, look in looks_at(paths).items()}
 
 
 def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
@@ -1466,11 +1437,11 @@ def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
     return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
 
 
-def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Bytes and time of the last change in ns; of a directory the sum and the latest of what is in it."""
+def looks_at(paths: Iterable[str]) -> dict[str, Look]:
+    """Of a directory the sum and the latest of what is in it; nothing of what has gone meanwhile."""
     looks = {}
     for path in paths:
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):
             states = [os.stat(path)]
             for place, _, names in os.walk(path):
                 states += [os.stat(os.path.join(place, each)) for each in names]
@@ -1481,54 +1452,46 @@ def looks_at(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
 # Curves for the page.
 
 EXACT = 1 << 20  # bytes of a log of which each loss is read
+SPANS = 300  # of steps, of which a curve keeps a point or two each: as many as a plot can show
 Point = tuple[int, float]  # the step and the loss
 
 
-class Points:
-    """The points of one curve, steps ascending; of many, as many as a plot can show."""
+def add_point(points: list[Point], step: Optional[int], loss: Optional[float], keeps_lowest: bool) -> None:
+    if step is None or loss is None:
+        return
+    # A resumed run does these steps again, and what it says of them counts.
+    while points and points[-1][0] >= step:
+        points.pop()
+    points.append((step, loss))
+    if len(points) > 4 * SPANS:
+        points[:] = thinned(points, keeps_lowest)
 
-    def __init__(self, has_best: bool = False) -> None:
-        self.has_best = has_best  # the lowest loss of each span of steps is kept
-        self.points: list[Point] = []
 
-    def add(self, step: Optional[int], loss: Optional[float]) -> None:
-        if step is None or loss is None:
-            return
-        # A resumed run does these steps again, and what it says of them counts.
-        while self.points and self.points[-1][0] >= step:
-            self.points.pop()
-        self.points.append((step, loss))
-        if len(self.points) > 1200:
-            self.points = self.thinned(300)
-
-    def thinned(self, spans: int) -> list[Point]:
-        """Of each of so many equal spans of steps the first point, and the lowest."""
-        if len(self.points) <= 2 * spans:
-            return self.points
-        width = (self.points[-1][0] - self.points[0][0] + 1) / spans
-        kept = {self.points[-1]}
-        for _, group in itertools.groupby(self.points, lambda point: point[0] // width):
-            span = list(group)
-            kept.add(span[0])
-            if self.has_best:
-                kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
-        return sorted(kept)
-
-    def drawn(self, spans: int) -> list[list[Any]]:
-        """In a form that every JSON parser takes: losses that are not finite become texts."""
-        return [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in self.thinned(spans)]
+def thinned(points: list[Point], keeps_lowest: bool) -> list[Point]:
+    """Of each of many equal spans of steps the first point, and perhaps the lowest."""
+    if len(points) <= 2 * SPANS:
+        return points
+    width = (points[-1][0] - points[0][0] + 1) / SPANS
+    kept = {points[-1]}
+    for _, group in itertools.groupby(points, lambda point: point[0] // width):
+        span = list(group)
+        kept.add(span[0])
+        if keeps_lowest:
+            kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
+    return sorted(kept)
 
 
 class Curve:
     """The losses in one log, read as it grows; of millions of lines enough to draw, and in seconds."""
 
-    def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
-        self.reader = LineReader(ignored, patterns)
+    def __init__(self, patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
+        self.reader = LineReader(patterns=patterns)
         self.start_over((0, 0))
 
     def start_over(self, file: tuple[int, int]) -> None:
         self.file, self.offset = file, 0
-        self.val, self.train = Points(has_best=True), Points()
+        self.val: list[Point] = []
+        self.train: list[Point] = []
 
     def update(self, path: str, limit: float = math.inf) -> None:
         """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
@@ -1552,14 +1515,18 @@ class Curve:
             size = BLOCK  # of a line that is no metric
         most = math.inf if self.offset < EXACT else CROWD
         for said in self.reader.find(lines, 0, size, most):
-            self.train.add(said.step, said.train)
-            self.val.add(said.step, said.val)
+            add_point(self.train, said.step, said.train, keeps_lowest=False)
+            add_point(self.val, said.step, said.val, keeps_lowest=True)
         self.offset += size
         return size
 
-    def drawn(self, spans: int = 300) -> dict[str, list[list[Any]]]:
-        """The [step, loss] that the page draws."""
-        return {"val": self.val.drawn(spans), "train": self.train.drawn(spans)}
+    def drawn(self) -> dict[str, list[list[Any]]]:
+        """The [step, loss] that the page draws; losses that are not finite become texts, as JSON wants it."""
+        kinds = {"val": thinned(self.val, keeps_lowest=True), "train": thinned(self.train, keeps_lowest=False)}
+        return {
+            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in points]
+            for kind, points in kinds.items()
+        }
 
 
 # --------------------------------------------------------------------------------------------------- store
@@ -1571,7 +1538,6 @@ FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
-T = TypeVar("T")
 
 
 # ---- files
@@ -1580,12 +1546,10 @@ T = TypeVar("T")
 def write_file(path: str, data: bytes, sync: bool = True, is_holder: bool = True) -> None:
     """Replace a file whole: a reader or a crash sees the old one or the new one. Raises OSError.
 
-    Who holds the batch's lock uses one temporary name for each file, so that a crash leaves few; others add their
-    pid, so that two writers never share one."""
+    Who holds the batch's lock uses one temporary name for each file; others add their pid, so that no two share one."""
     folder, name = os.path.split(path)
     writer = "" if is_holder else f".{os.getpid()}"
-    short = os.fsdecode(os.fsencode(name)[:200])  # a file's name has 255 bytes at the most
-    temporary = os.path.join(folder, f".{short}{writer}.tmp")
+    temporary = os.path.join(folder, f".{name[:60]}{writer}.tmp")  # a file's name has 255 bytes at the most
     try:
         with open(temporary, "wb") as file:
             file.write(data)
@@ -1602,15 +1566,11 @@ def sweep_temporaries(folder: str) -> None:
     """Remove what writers left that are dead; for the runner that has just taken the lock."""
     for name in names_in(folder, r"\..*\.tmp"):
         writer = re.search(r"\.(\d{1,9})\.tmp$", name)
-        if not writer or not pid_exists(int(writer[1])):
-            remove_tree(os.path.join(folder, name))
-
-
-def pid_exists(pid: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.kill(pid, 0)
-        return True
-    return False
+        with contextlib.suppress(OSError):
+            if writer:
+                os.kill(int(writer[1]), 0)
+                continue
+        remove_tree(os.path.join(folder, name))
 
 
 def remove_tree(path: str) -> None:
@@ -1632,13 +1592,11 @@ def write_json(path: str, value: dict[str, Any], sync: bool = True) -> None:
     write_file(path, json_bytes(value), sync)
 
 
-def read_json(path: str) -> Optional[dict[str, Any]]:
-    """A JSON object from a file, None where there is no file; raises ValueError where it holds anything else."""
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object from a file; raises ValueError where there is none."""
     try:
         with open(path, "rb") as file:
             value = json.loads(file.read(), parse_constant=str)
-    except FileNotFoundError:
-        return None
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(value, dict):
@@ -1649,7 +1607,7 @@ def read_json(path: str) -> Optional[dict[str, Any]]:
 def read_own(folder: str, name: str) -> dict[str, Any]:
     """One of an experiment's own JSON files; empty where there is none that can be read."""
     with contextlib.suppress(ValueError):
-        return read_json(os.path.join(folder, name)) or {}
+        return read_json(os.path.join(folder, name))
     return {}
 
 
@@ -1669,61 +1627,62 @@ def in_words(value: Any) -> Any:
     return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-def a_value_of(*kinds: type) -> Callable[[Any], Any]:
-    """A reader of values of these types; it raises ValueError for others, and for numbers beyond reason."""
-
-    def read(value: Any) -> Any:
-        is_too_large = isinstance(value, (int, float)) and abs(value) >= 1e15
-        if is_too_large or not isinstance(value, kinds):
-            raise ValueError
-        return value
-
-    return read
+def read_int(value: int) -> int:
+    if abs(value) >= 1e15:
+        raise ValueError("beyond reason")
+    return value
 
 
-def read_float(value: Any) -> Any:
-    return float(value) if value in ("nan", "inf", "-inf") else a_value_of(int, float)(value)
+def read_texts(values: list[Any]) -> list[str]:
+    if not all(isinstance(each, str) for each in values):
+        raise ValueError("not all of them are texts")
+    return values
 
 
-def are_texts(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(each, str) for each in value)
-
-
-READERS: dict[str, Callable[[Any], Any]] = {  # by the types of the records' fields
-    "str": a_value_of(str),
-    "int": a_value_of(int),
-    "bool": a_value_of(bool),
-    "float": read_float,
-    "list[str]": lambda value: a_value_of(list)(value if are_texts(value) else None),
-    "list[Any]": a_value_of(list),
-    "dict[str, str]": a_value_of(dict),
-    "dict[str, Any]": a_value_of(dict),
+JSON_TYPES: dict[str, Any] = {  # of a record's fields, by the types that these have
+    "str": str,
+    "bool": bool,
+    "int": int,
+    "float": (int, float, str),
+    "list[str]": list,
+    "list[Any]": list,
+    "dict[str, str]": dict,
+    "dict[str, Any]": dict,
+    "Status": str,
+    "Metrics": dict,
+}
+READERS: dict[str, Callable[[Any], Any]] = {  # of those that have more to them
+    "int": read_int,
+    "float": float,
+    "list[str]": read_texts,
     "Status": Status,
-    "Metrics": lambda value: from_json(Metrics, a_value_of(dict)(value)),
+    "Metrics": lambda value: from_json(Metrics, value),
 }
 
 
 @functools.cache
-def readers_of(cls: Any) -> dict[str, Callable[[Any], Any]]:
-    """The readers of the fields of a record, by their names."""
-    kinds = {item.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(item.type)) for item in fields(cls)}
-    return {name: READERS[kind] for name, kind in kinds.items() if kind in READERS}
+def kinds_of(cls: Any) -> dict[str, str]:
+    """The types of the fields of a record, by their names, where JSON has them."""
+    kinds = {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
+    return {name: kind for name, kind in kinds.items() if kind in JSON_TYPES}
 
 
 def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
     """A record from what was read from a file; a value of a wrong type stays at its default."""
     made = cls()
-    for name, read in readers_of(cls).items():
-        if name in data:
-            with contextlib.suppress(ValueError):
-                setattr(made, name, read(data[name]))
+    for name, kind in kinds_of(cls).items():
+        value = data.get(name)
+        if isinstance(value, JSON_TYPES[kind]):
+            with contextlib.suppress(ValueError, OverflowError):
+                setattr(made, name, READERS[kind](value) if kind in READERS else value)
     return made
 
 
 def check_read(made: Any, data: Mapping[str, Any], keys: Iterable[str], where: str) -> None:
     """Raises ValueError where a value that counts was of a wrong type, and so was not taken from the data."""
     for key in keys:
-        if key in data and data[key] != getattr(made, key):
+        taken = getattr(made, key)
+        if data.get(key, taken) != taken:
             raise ValueError(f"{where}: not a value of {key}: {clean(repr(data[key]))[:100]}")
 
 
@@ -1738,11 +1697,6 @@ def file_sha256(path: str) -> Optional[str]:
     with contextlib.suppress(OSError), open(path, "rb") as file:
         return sha256(file.read())
     return None
-
-
-def free_bytes(folder: str) -> int:
-    disk = os.statvfs(folder)
-    return disk.f_bavail * disk.f_frsize
 
 
 # ---- the batch's directory, and who holds it
@@ -1848,78 +1802,51 @@ def newest_batch(base: str) -> str:
 # ---- the plan, as it was when the batch began
 
 
-@dataclass
-class PlannedExperiment:
-    """A line of plan.json."""
-
-    name: str = ""
-    config_path: str = ""
-    frozen: str = ""  # the config's copy in plan/; empty where there is none
-    config_sha256: str = ""
-    overrides: dict[str, str] = field(default_factory=dict)  # texts, as a user gives them
-    sweep: dict[str, str] = field(default_factory=dict)
-
-
-@dataclass
-class PlanFile:
-    """plan.json: what was planned, written before the first launch and never again but by --resume."""
-
-    head: dict[str, Any]
-    experiments: list[PlannedExperiment]
-
-
-def frozen_names(folder: str, paths: Iterable[str], plan: Iterable[Experiment]) -> dict[str, str]:
-    """A name below plan/ for each config: its own, the second of two equal ones in a directory; what lies there
-    already keeps its name, and what is read from config_used.py (a batch of 1.0.0) gets that of its original."""
-    originals = {each.source: each.config for each in plan}
+def frozen_names(folder: str, originals: Mapping[str, str]) -> dict[str, str]:
+    """A name below plan/ for each path that a config is read from: that of its original, the second of two equal ones
+    in a directory; what lies there already keeps its name."""
     place = os.path.join(folder, PLAN)
     taken = {"plan.json"}
     names = {}
-    for path in paths:
+    for path, original in originals.items():
+        names[path] = os.path.relpath(path, place)
+        if path.startswith(place + os.sep):
+            continue
+        name = own = os.path.basename(original)
         numbers = itertools.count(2)
-        name = own = os.path.basename(originals.get(path, path))
-        is_there = path.startswith(place + os.sep)
-        while not is_there and (name.casefold() in taken or os.path.lexists(os.path.join(place, name))):
+        while name.casefold() in taken or os.path.lexists(os.path.join(place, name)):
             name = os.path.join(str(next(numbers)), own)
         taken.add(name.casefold())
-        names[path] = os.path.relpath(path, place) if is_there else name
+        names[path] = name
     return names
 
 
-def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes], head: dict[str, Any]) -> PlanFile:
-    """Write plan/: what each config holds, once, under its own file name, and plan.json; synced. Raises OSError.
+def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes], head: dict[str, Any]) -> None:
+    """Write plan/: what each config holds, once, and plan.json; synced. Raises OSError.
 
     What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
-    names = frozen_names(folder, sources, plan)
+    names = {each.source: each.frozen for each in plan}
+    os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
     for path, data in sources.items():
         target = os.path.join(folder, PLAN, names[path])
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             write_file(target, data)
-    os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
     digests = {path: sha256(data) for path, data in sources.items()}
-    made = PlanFile(head, [])
     for each in plan:
-        line = PlannedExperiment(each.name, each.config, names.get(each.source, ""), digests.get(each.source, ""))
-        line.overrides = {key: text for key, text in each.overrides.items() if key not in each.point}
-        line.sweep = each.point
-        made.experiments.append(line)
-    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(vars, made.experiments))})
-    return made
+        each.config_sha256 = digests.get(each.source, "")
+    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(plan_line, plan))})
 
 
-def read_plan(folder: str) -> Optional[PlanFile]:
-    """plan.json, None where there is none that can be used."""
-    head = read_own(folder, PLAN_JSON)
-    try:
-        experiments = [from_json(PlannedExperiment, dict(line)) for line in head.pop("experiments")]
-    except (KeyError, TypeError, ValueError):
-        return None
-    are_names = all(each.name == clean_name(each.name) for each in experiments)
-    return PlanFile(head, experiments) if are_names else None
-
-
-# ---- the options of a batch, as its files have them
+def plan_line(planned: Experiment) -> dict[str, Any]:
+    return {
+        "name": planned.name,
+        "config_path": planned.config,
+        "frozen": planned.frozen,
+        "config_sha256": planned.config_sha256,
+        "overrides": {key: text for key, text in planned.overrides.items() if key not in planned.point},
+        "sweep": planned.point,
+    }
 
 
 def plan_options(options: Options) -> dict[str, Any]:
@@ -1928,17 +1855,35 @@ def plan_options(options: Options) -> dict[str, Any]:
     return {key: value for key, value in vars(options).items() if key not in OF_ONE_START and value != usual[key]}
 
 
-def options_from_json(data: Any, where: str) -> dict[str, Any]:
+def options_from_json(summary: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The options that a batch has kept, for --resume; raises ValueError where one is none."""
-    if not isinstance(data, dict):
-        raise ValueError(f"{where}: not options: {clean(repr(data))[:100]}")
+    told = summary.get("options", {})
+    if not isinstance(told, dict):
+        raise ValueError(f"{where}: not options: {clean(repr(told))[:100]}")
     kept = vars(Options()).keys() - set(OF_ONE_START)
-    known = {key: value for key, value in data.items() if key in kept}
+    known = {key: value for key, value in told.items() if key in kept}
+    known["train_script"] = summary.get("train_script", Options.train_script)
     check_read(from_json(Options, known), known, known, where)
     return known
 
 
 # ---- reading a batch back
+
+
+def read_plan(folder: str) -> tuple[dict[str, Any], list[Experiment]]:
+    """plan.json: the head of a summary, and the experiments; empty where it can't be used."""
+    head = read_own(folder, PLAN_JSON)
+    plan = []
+    try:
+        options_from_json(head, PLAN_JSON)
+        for line in head.pop("experiments"):
+            overrides = {**line["overrides"], **line["sweep"]}
+            own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
+            plan.append(from_json(Experiment, {**line, **own}))
+    except (KeyError, TypeError, ValueError):
+        return {}, []
+    are_names = all(each.name == clean_name(each.name) for each in plan)
+    return (head, plan) if are_names else ({}, [])
 
 
 @dataclass
@@ -1964,7 +1909,7 @@ class StoredBatch:
     folder: str
     summary: dict[str, Any]
     results: dict[str, Result]
-    plan: PlanFile = field(default_factory=lambda: PlanFile({}, []))
+    plan: list[Experiment] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)  # what was wrong with the files
 
     @property
@@ -1976,28 +1921,34 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
     """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
     if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
-    plan, notes, results = read_plan(folder), [], {}
+    head, plan = read_plan(folder)
+    notes: list[str] = []
     try:
-        summary, stored = read_summary(folder)
+        summary, stored = read_summary(os.path.join(folder, SUMMARY))
     except ValueError as error:
-        if plan is None:
+        if not plan:
             raise UsageError(f"summary is damaged: {error}") from None
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
-        summary, stored = {}, {}
-    plan = plan or PlanFile({}, lines_of(stored))
-    summary = summary or plan.head
+        summary, stored = head, {}
+    plan = plan or [Experiment(name, each.config_path, as_texts(each.overrides)) for name, each in stored.items()]
     held = is_held(folder) if held is None else held
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
     patterns = metrics_of(summary)
-    for line in plan.experiments:
-        place = os.path.join(folder, line.name)
-        result = stored.get(line.name, Result(config_name=line.name, config_path=line.config_path))
+    results = {}
+    for each in plan:
+        place = os.path.join(folder, each.name)
+        result = stored.get(each.name, Result(config_name=each.name, config_path=each.config))
         if result.status is not Status.COMPLETED and summary.get("state") != "finished":
             result = catch_up(result, place, held, patterns)
         relocate(result, place)
-        results[line.name] = result
+        results[each.name] = result
     return StoredBatch(folder, summary, results, plan, notes)
+
+
+def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Overrides as JSON keeps them, in the form in which a user gives them: version 1.0.0 had no plan.json."""
+    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
 
 
 def relocate(result: Result, place: str) -> None:
@@ -2009,17 +1960,13 @@ def relocate(result: Result, place: str) -> None:
     result.log_files = {name: os.path.join(place, file) for name, file in LOGS.items()}
 
 
-def read_summary(folder: str) -> tuple[dict[str, Any], dict[str, Result]]:
-    """The summary and its results, nothing where there is none. Raises ValueError for a damaged one."""
-    path = os.path.join(folder, SUMMARY)
+def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
+    """The summary and its results; raises ValueError for a damaged one."""
     summary = read_json(path)
-    if summary is None:
-        return {}, {}
     stored = summary.pop("results", None)
     if not isinstance(stored, dict):
         raise ValueError(f"{path}: no results in it")
-    options_from_json(summary.get("options", {}), path)
-    check_read(from_json(Options, summary), summary, ["train_script"], path)
+    options_from_json(summary, path)
     return summary, {name: read_result(name, data, path) for name, data in stored.items()}
 
 
@@ -2033,25 +1980,10 @@ def read_result(name: str, data: Any, path: str) -> Result:
     return result
 
 
-def lines_of(results: Mapping[str, Result]) -> list[PlannedExperiment]:
-    """The plan of a batch of version 1.0.0, which froze none."""
-    return [
-        PlannedExperiment(name, each.config_path, overrides=override_texts(each.overrides))
-        for name, each in results.items()
-    ]
-
-
-def override_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Overrides as they are kept in JSON, in the form in which a user gives them."""
-    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
-
-
 def metrics_of(summary: Mapping[str, Any]) -> list[re.Pattern[bytes]]:
     """The patterns by which the trainings of a batch are read; none where they can't be used any more."""
-    options = summary.get("options")
-    told = options.get("metrics") if isinstance(options, dict) else None
     with contextlib.suppress(ValueError):
-        return compile_metrics(map(str, told)) if isinstance(told, list) else []
+        return compile_metrics(summary.get("options", {}).get("metrics", []))
     return []
 
 
@@ -2066,16 +1998,21 @@ def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Patt
         result.status, result.attempts = Status.RUNNING, begun.attempts
         result.start_time, result.attempt_history = begun.start_time, begun.attempt_history
     if result.status is Status.RUNNING:
-        lines = []
-        for stream in ("stdout", "stderr"):
-            reader = LineReader(patterns=patterns)
-            reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
-            add_metrics(result.metrics, reader.take().metrics)
-            lines.append(reader.last_line())
-        result.last_line = next(filter(None, lines), "") if result.metrics.step is None else ""
+        read_progress(result, folder, patterns)
         if not held:
             result.status, result.error = Status.INTERRUPTED, "its runner died"
     return result
+
+
+def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[bytes]]) -> None:
+    """What the ends of the logs say of how far a training is."""
+    for stream in ("stderr", "stdout"):
+        reader = LineReader(patterns=patterns)
+        reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
+        add_metrics(result.metrics, reader.take().metrics)
+        result.last_line = reader.last_line() or result.last_line
+    if result.metrics.step is not None:
+        result.last_line = ""
 
 
 # ---- attempts
@@ -2084,37 +2021,34 @@ def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Patt
 class How(enum.Enum):
     """How an attempt begins."""
 
-    STARTS = "starts"
-    CONTINUES = "continues"
-    STARTS_OVER = "starts over"
+    STARTS = enum.auto()
+    CONTINUES = enum.auto()
+    STARTS_OVER = enum.auto()
 
 
 @dataclass(frozen=True)
 class TakeUp:
-    """How the next attempt of an experiment begins, and why."""
+    """How the next attempt of an experiment begins, also in words with the reason."""
 
     how: How
-    why: str
+    words: str
     checkpoint: str = ""  # from which it continues
-
-    def __str__(self) -> str:
-        between = " " if self.how is How.CONTINUES else ": "
-        return f"{self.how.value}{between}{self.why}"
 
 
 def take_up(experiment: Experiment, folder: str, attempts: int, options: Options) -> TakeUp:
     """How an experiment that has had so many attempts begins its next one."""
     if not attempts:
-        return TakeUp(How.STARTS, "first attempt")
-    if experiment.overrides.get("init_from") == "scratch":
-        return TakeUp(How.STARTS_OVER, "--init_from=scratch")
-    if continuing_words(options, experiment, folder, Slot(0), "") is None:
-        is_free = bool(options.command)
-        return TakeUp(How.STARTS_OVER, "no --continue_with" if is_free else "the trainer has no setting init_from")
+        return TakeUp(How.STARTS, "starts: first attempt")
     found = checkpoints(folder, options.checkpoints)
-    if not found:
-        return TakeUp(How.STARTS_OVER, "no checkpoint")
-    return TakeUp(How.CONTINUES, f"from {os.path.relpath(found[0], folder)}", found[0])
+    if experiment.overrides.get("init_from") == "scratch":
+        why = "--init_from=scratch"
+    elif continuing_words(options, experiment, folder, Slot(0), "") is None:
+        why = "no --continue_with" if options.command else "the trainer has no setting init_from"
+    elif not found:
+        why = "no checkpoint"
+    else:
+        return TakeUp(How.CONTINUES, f"continues from {os.path.relpath(found[0], folder)}", found[0])
+    return TakeUp(How.STARTS_OVER, f"starts over: {why}")
 
 
 def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
@@ -2151,51 +2085,40 @@ def past(result: Result) -> dict[str, Any]:
     return {"attempt": result.attempts, **{key: getattr(result, key) for key in keys}}
 
 
-# ---- copies of an attempt's only checkpoint
-
-
-def kept_path(checkpoint: str, ending: str = "") -> str:
-    """Where a copy is kept: beside its original, under a name that no pattern of checkpoints matches."""
+def copy_path(checkpoint: str) -> str:
+    """Where a copy of a checkpoint as it is now is kept: beside it, under a name that no pattern of checkpoints
+    matches, with the time of its last change."""
     folder, name = os.path.split(checkpoint)
-    return os.path.join(folder, f".kept_{name}{ending}")
+    _, changed_at = looks_at([checkpoint]).get(checkpoint, (0, 0))
+    return os.path.join(folder, f".kept_{name}.{changed_at}")
 
 
-def looks_of_copies(checkpoint: str) -> tuple[object, dict[str, tuple[int, int]]]:
-    """Size and time of a checkpoint, and of its copies that are there, the older one first: a copy keeps both."""
-    looks = looks_at([checkpoint, kept_path(checkpoint), kept_path(checkpoint, ".new")])
-    return looks.pop(checkpoint, None), looks
-
-
-def needs_copy(checkpoint: str) -> bool:
-    """Before an attempt continues from its only checkpoint: whether a copy of that one is still to be made."""
-    now, copies = looks_of_copies(checkpoint)
-    return now not in copies.values()
-
-
-def kept_copy(checkpoint: str) -> str:
-    """A copy that can stand in for a checkpoint that can't be read; empty where there is none."""
-    now, copies = looks_of_copies(checkpoint)
-    return next((path for path, look in copies.items() if look != now), "")
+def older_copies(checkpoint: str) -> list[str]:
+    """The copies of what a checkpoint was before, the oldest first."""
+    folder, name = os.path.split(checkpoint)
+    names = names_in(folder, rf"\.kept_{re.escape(name)}\.\d+")
+    paths = [os.path.join(folder, each) for each in sorted(names, key=natural)]
+    return [path for path in paths if path != copy_path(checkpoint)]
 
 
 def keep_copy(checkpoint: str) -> None:
     """Keep a copy of an attempt's only checkpoint beside it, where there is room; raises OSError.
 
-    A newer copy takes the older one's place only once its original has been written over, for then an attempt has
-    read it, and has gone on from it."""
-    kept, new, part = (kept_path(checkpoint, ending) for ending in ("", ".new", ".part"))
-    if os.path.exists(new):
-        remove_tree(kept)
-        os.rename(new, kept)
+    Of the older ones the latest stays: its original has been written over, so an attempt has read it, and has gone on
+    from it, which nobody knows yet of the new one."""
+    for path in older_copies(checkpoint)[:-1]:
+        remove_tree(path)
+    target = copy_path(checkpoint)
+    part = f"{os.path.splitext(target)[0]}.part"
     remove_tree(part)
     if os.path.isdir(checkpoint):
         shutil.copytree(checkpoint, part)
     elif not reflink(checkpoint, part):
-        if free_bytes(os.path.dirname(checkpoint)) < 3 * os.path.getsize(checkpoint):
+        if shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * os.path.getsize(checkpoint):
             return
         shutil.copyfile(checkpoint, part)
     shutil.copystat(checkpoint, part)
-    os.rename(part, new)
+    os.rename(part, target)
 
 
 def reflink(path: str, copy: str) -> bool:
@@ -4795,11 +4718,12 @@ def bytes_of(path: str) -> bytes:
 
 def set_checkpoint_aside(checkpoint: str) -> str:
     """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
-    copy = kept_copy(checkpoint)
+    copies = older_copies(checkpoint)
+    remove_tree(copy_path(checkpoint))  # it can't be read, either
     os.rename(checkpoint, checkpoint + ASIDE)
-    if copy:
-        os.rename(copy, checkpoint)
-    return f"{os.path.basename(checkpoint)}{ASIDE}{'; its kept copy is used' if copy else ''}"
+    if copies:
+        os.rename(copies[-1], checkpoint)
+    return f"{os.path.basename(checkpoint)}{ASIDE}{'; its kept copy is used' if copies else ''}"
 
 
 def program() -> list[str]:
@@ -5102,11 +5026,11 @@ class Batch:
             tee.announced = False  # before they are taken: what comes after that is announced again
             news = attempt.readers[tee.stream].take()
             if tee.stream == "stderr":
-                attempt.process.set_queued(news.queued, time.monotonic())
+                attempt.process.set_queued(attempt.readers[tee.stream].queued, time.monotonic())
             add_metrics(result.metrics, news.metrics)
             for line in news.evaluations:
                 self.say(f"{result.config_name}: {line.decode(errors='replace')}")
-            if self.options.stop_on_nan and (news.not_finite_in_a_row >= 3 or news.evaluation_not_finite):
+            if self.options.stop_on_nan and news.is_lost:
                 self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
                 result.diverged = attempt.stopped_as is Status.FAILED
         if had_no_step and result.metrics.first_step is not None:
@@ -5175,7 +5099,8 @@ class Batch:
             settled.wait()
             try:
                 checkpoint = take_up(planned, folder, attempts, self.options).checkpoint
-                if checkpoints(folder, self.options.checkpoints) == [checkpoint] and needs_copy(checkpoint):
+                is_only = checkpoints(folder, self.options.checkpoints) == [checkpoint]
+                if is_only and not os.path.exists(copy_path(checkpoint)):
                     keep_copy(checkpoint)
             except Exception as error:
                 problem = f"{planned.name}: no copy of its only checkpoint is kept: {error}"
@@ -5194,7 +5119,7 @@ class Batch:
     def check_room(self) -> None:
         """Raises OSError where the disk has no room for what the trainings may write."""
         needed = max(ROOM, 2 * self.largest_checkpoint) * (len(self.running) + 1)
-        free = free_bytes(self.folder)
+        free = shutil.disk_usage(self.folder).free
         if free < needed:
             told = f"only {free >> 20} MB free on the disk of {self.folder}, {needed >> 20} MB are wanted"
             raise OSError(errno.ENOSPC, told)
@@ -5282,13 +5207,13 @@ class Batch:
             for file, data in {METADATA: json_bytes(metadata), **attempt.config_used}.items():
                 write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
         if up.how is How.CONTINUES:
-            mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
+            mark_attempt(logs["combined"], f"attempt {result.attempts} {up.words}")
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream], follow)
         self.look_at_code(result, metadata)
-        begins = "started" if up.how is How.STARTS else str(up)
+        begins = "started" if up.how is How.STARTS else up.words
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
     def look_at_code(self, result: Result, metadata: dict[str, Any]) -> None:
@@ -5325,7 +5250,7 @@ class Batch:
             **{key: self.recorder.head.get(key) for key in shared},
             "config_name": experiment.name,
             "config_path": experiment.config,
-            "config_sha256": sha256(self.source_of(experiment)) if experiment.config else None,
+            "config_sha256": self.plan[experiment.name].config_sha256 or None,
             "command": command,
             "command_line": shell_line(command),
             "global_overrides": self.recorder.head.get("global_overrides", {}),
@@ -5423,7 +5348,7 @@ class Batch:
             if before and not os.path.exists(before):
                 os.rename(before + ASIDE, before)
                 self.say(f"{name}: failed without {os.path.basename(before)} as well, which has its name back")
-            if before or not checkpoint or not says_broken_checkpoint(result.stderr_tail):
+            if before or not checkpoint or not BROKEN_CHECKPOINT.search(result.stderr_tail):
                 return False
             done = set_checkpoint_aside(checkpoint)
         except OSError as error:
@@ -5864,11 +5789,12 @@ def choose_launched(job: Job) -> dict[str, bytes]:
         each.source = each.source or each.config
         each.launched_config = each.config
     sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
-    names = frozen_names(job.folder, sources, job.plan)
+    names = frozen_names(job.folder, {each.source: each.config for each in job.plan if each.source in sources})
     for each in job.plan:
+        each.frozen = names.get(each.source, "")
         is_bound = not script.strict or script.uses_file or read(each.source).uses_file
-        if each.source in names and (not is_bound or not os.path.exists(each.config)):
-            each.launched_config = os.path.join(job.folder, PLAN, names[each.source])
+        if each.frozen and (not is_bound or not os.path.exists(each.config)):
+            each.launched_config = os.path.join(job.folder, PLAN, each.frozen)
     return sources
 
 
@@ -5911,7 +5837,7 @@ def command_lines(job: Job, planned: Experiment, slot: Slot) -> list[str]:
     folder = os.path.join(job.folder, planned.name)
     up = take_up(planned, folder, job.results[planned.name].attempts, job.options)
     made = on_device(job.options, job.planner, planned, slot)
-    return [f"# {planned.name}: {up}", shell_line(attempt_command(job.options, made, folder, slot, up))]
+    return [f"# {planned.name}: {up.words}", shell_line(attempt_command(job.options, made, folder, slot, up))]
 
 
 # ---- the modes
@@ -6020,10 +5946,8 @@ def is_left(result: Result) -> bool:
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
-    script = stored.summary.get("train_script", Options().train_script)
     try:
-        kept = options_from_json(stored.summary.get("options", {}), stored.folder)
-        kept = options_from_json({"train_script": script, **kept}, stored.folder)
+        kept = options_from_json(stored.summary, stored.folder)
         for key, value in kept.items():
             if isinstance(value, (int, float, str)) and value and "type" in OPTIONS[key]:
                 OPTIONS[key]["type"](str(value))
@@ -6064,51 +5988,50 @@ def plan_again(job: Job, stored: StoredBatch) -> None:
     named = {name for pattern in again for name in fnmatch.filter(stored.results, pattern)}
     if again and not named:
         raise UsageError(f"--again: no experiment of this name: {' '.join(again)}; see --status")
-    for line in stored.plan.experiments:
-        result = stored.results[line.name]
-        source = choose_source(job, line, result)
-        own = {**line.overrides, **line.sweep}
-        now = {**own, **job.options.overrides}
+    for before in stored.plan:
+        name, result = before.name, stored.results[before.name]
+        source = choose_source(job, before, result)
+        now = {**before.overrides, **job.options.overrides}
         may_do_better = result.diverged and job.options.overrides
-        if line.name in named or is_left(result) or may_do_better:
-            job.to_run.append(line.name)
-            job.plan.append(job.planner.experiment(line.name, line.config_path, now, line.sweep, source))
+        if name in named or is_left(result) or may_do_better:
+            job.to_run.append(name)
+            job.plan.append(job.planner.experiment(name, before.config, now, before.point, source))
             continue
         if result.diverged:
-            job.notes.append(f"{line.name}: diverged, left alone; override a setting, or name it with --again")
-        elif now != own:
-            job.notes.append(f"{line.name}: completed, left alone by what is overridden now; see --again")
-        job.plan.append(plan_unchanged(job.planner, line, own, source))
+            job.notes.append(f"{name}: diverged, left alone; override a setting, or name it with --again")
+        elif now != before.overrides:
+            job.notes.append(f"{name}: completed, left alone by what is overridden now; see --again")
+        job.plan.append(plan_unchanged(job.planner, before, source))
 
 
-def plan_unchanged(planner: Planner, line: PlannedExperiment, overrides: dict[str, str], source: str) -> Experiment:
+def plan_unchanged(planner: Planner, before: Experiment, source: str) -> Experiment:
     """What isn't run is known as far as the trainer still knows it."""
     with contextlib.suppress(UsageError):
-        return planner.experiment(line.name, line.config_path, overrides, line.sweep, source)
-    return Experiment(line.name, line.config_path, overrides, line.sweep, source=source)
+        return planner.experiment(before.name, before.config, before.overrides, before.point, source)
+    return replace(before, source=source)
 
 
-def choose_source(job: Job, line: PlannedExperiment, result: Result) -> str:
+def choose_source(job: Job, planned: Experiment, result: Result) -> str:
     """The frozen copy of a config, or nothing where the original is read: what was interrupted continues with its
     copy, what failed or never started takes up an edited original."""
-    ending = os.path.splitext(line.config_path)[1]
-    used = os.path.join(job.folder, line.name, f"config_used{ending}")  # all that version 1.0.0 kept
-    frozen = os.path.join(job.folder, PLAN, line.frozen) if line.frozen else used
-    if not line.config_path or not os.path.isfile(frozen):
+    ending = os.path.splitext(planned.config)[1]
+    used = os.path.join(job.folder, planned.name, f"config_used{ending}")  # all that version 1.0.0 kept
+    frozen = os.path.join(job.folder, PLAN, planned.frozen) if planned.frozen else used
+    if not planned.config or not os.path.isfile(frozen):
         return ""
-    if not os.path.isfile(line.config_path):
-        job.notes.append(f"{line.name}: config {line.config_path} has gone, its copy is used: {frozen}")
+    if not os.path.isfile(planned.config):
+        job.notes.append(f"{planned.name}: config {planned.config} has gone, its copy is used: {frozen}")
         return frozen
-    before, now = job.planner.read(frozen).source, job.planner.read(line.config_path).source
+    before, now = job.planner.read(frozen).source, job.planner.read(planned.config).source
     if before == now or same_code(before, now):
         return frozen
     if result.status is Status.COMPLETED:
-        job.notes.append(f"{line.name}: completed, but its config has changed since: {line.config_path}")
+        job.notes.append(f"{planned.name}: completed, but its config has changed since: {planned.config}")
     elif result.status in (Status.INTERRUPTED, Status.RUNNING):
-        told = f"warning: {line.config_path} was edited; what was interrupted goes on with {frozen}"
-        job.notes.append(f"{line.name}: {told}")
+        told = f"warning: {planned.config} was edited; what was interrupted goes on with {frozen}"
+        job.notes.append(f"{planned.name}: {told}")
     else:
-        job.notes.append(f"{line.name}: takes up the edited {line.config_path}")
+        job.notes.append(f"{planned.name}: takes up the edited {planned.config}")
         return ""
     return frozen
 

@@ -111,7 +111,7 @@ class ErrorsTest(unittest.TestCase):
             ("ConnectionError: network", False),
         ):
             with self.subTest(text=text):
-                self.assertEqual(runner.says_broken_checkpoint(f"line\n{text}\n"), broken)
+                self.assertEqual(bool(runner.BROKEN_CHECKPOINT.search(f"line\n{text}\n")), broken)
 
     def test_endings(self) -> None:
         for code, ending in (
@@ -218,6 +218,15 @@ class FilesTest(unittest.TestCase):
         self.make("d/step-5/deep/b", size=5)
         self.assertNotEqual(runner.being_written(self.folder, "d/step-*/"), before)
         self.assertEqual(runner.being_written(os.path.join(self.folder, "none"), "x*"), {})
+
+    def test_of_an_only_checkpoint_the_copy_before_the_latest_stays(self) -> None:
+        for size in (1, 2, 3):
+            path = self.make("ckpt.pt", size=size, at=size)
+            runner.keep_copy(path)
+        kept = {each: os.path.getsize(os.path.join(self.folder, each)) for each in os.listdir(self.folder)}
+        self.assertEqual(kept, {"ckpt.pt": 3, ".kept_ckpt.pt.2": 2, ".kept_ckpt.pt.3": 3})
+        self.assertEqual(runner.older_copies(path), [os.path.join(self.folder, ".kept_ckpt.pt.2")])
+        self.assertEqual(self.names(), ["ckpt.pt"])
 
     def test_the_tail_of_a_file(self) -> None:
         path = self.make("log", size=100)

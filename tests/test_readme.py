@@ -104,9 +104,6 @@ class CompleteTest(unittest.TestCase):
     def test_every_key_of_what_only_some_batches_have_is_named(self) -> None:
         self.assert_all_named(item.name for item in dataclasses.fields(runner.SeedGroup))
         self.assert_all_named(
-            item.name for item in dataclasses.fields(runner.PlannedExperiment) if item.name != "sweep"
-        )
-        self.assert_all_named(
             ["stopped_because", "shard", "index", "count", "plan_digest", "groups", "batches", "notes"]
         )
 
