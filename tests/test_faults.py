@@ -226,26 +226,3 @@ class ConfigTest(FaultCase):
         self.run_runner("--configs", "run_*.py", expect=0)
         self.assertEqual(self.summary()["completed"], len(codes))
         self.assertEqual(self.result("run_0")["settings"]["x"], 1)
-
-    def test_a_checkpoint_with_an_odd_name_does_no_harm(self) -> None:
-        self.config(
-            "a", "for name in ('1²2', '٣', 'x\\n', '9' * 200):\n    open(f'{out_dir}/ckpt_{name}.pt', 'w').close()"
-        )
-        self.config("b")
-        self.run_runner("--configs", "a.py", "b.py", expect=0)
-        self.assertEqual(self.statuses(), {"a": "completed", "b": "completed"})
-
-
-class LimitTest(FaultCase):
-    def test_where_descriptors_run_out_what_runs_goes_on(self) -> None:
-        """Those for which none are left fail, or wait for their turn."""
-        for name in "abcdefg":
-            self.config(name, "await_file('go')")
-        most = limit(resource.RLIMIT_NOFILE, 32)
-        runner = self.start("--configs", "[a-g].py", "--jobs", 7, preexec_fn=most)
-        self.wait_for_event("Too many open files")
-        self.go("go")
-        _, err = runner.communicate(timeout=PATIENCE)
-        self.assertEqual((runner.returncode in (0, 1), err), (True, ""))
-        self.assertIn("completed", self.statuses().values())
-        self.assertLessEqual(set(self.statuses().values()), {"completed", "error"})

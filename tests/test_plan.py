@@ -203,24 +203,7 @@ class CommandTest(RunnerCase):
         self.assertEqual(done.stdout.split(b"\0")[:-1], [os.fsencode(word) for words in commands for word in words])
 
     def test_a_shell_takes_the_line_as_the_command(self) -> None:
-        words = [
-            "plain",
-            "",
-            " ",
-            "a b",
-            "it's",
-            '"',
-            "$HOME",
-            "`id`",
-            "\\",
-            "*",
-            "~",
-            "#x",
-            "!",
-            "a=b",
-            "{a,b}",
-            ";&|",
-        ]
+        words = ["plain", "", " ", "a b", "it's", *'"\\*~!', "$HOME", "`id`", "#x", "a=b", "{a,b}", ";&|"]
         words += ["line\nbreak", "\t", "\x1b[31m", "\x7f", "\udcff\udcfe", "é", "世界", "\u202e", "\r", "'\n'", "\x01f"]
         self.through_bash([[*words, os.fsdecode(bytes(range(1, 256))), "\\x41\n", "trailing\n", "\n", "-n", "--"]])
 
@@ -262,7 +245,7 @@ class CommandTest(RunnerCase):
 class DurationTest(RunnerCase):
     def test_durations_are_read(self) -> None:
         self.config("a")
-        table = {"90": 90, "1.5": 1.5, "0.25s": 0.25, "30m": 1800, "2h": 7200, "1d12h": 129600, "1d2h3m4.5s": 93784.5}
+        table = {"90": 90, "0.25s": 0.25, "30m": 1800, "1d2h3m4.5s": 93784.5}
         for text, seconds in table.items():
             with self.subTest(text=text):
                 self.forked("--configs", "a.py", "--launcher", "true", "--timeout", text)

@@ -115,25 +115,6 @@ class Training(TrainerTest):
                 self.assertRegex(error, r"^(EOFError|_pickle\.UnpicklingError): ")
 
 
-class Settings(TrainerTest):
-    def test_devices_fail_as_in_torch(self) -> None:
-        cases = [
-            ("cuda", "RuntimeError: Found no NVIDIA driver on your system."),
-            ("cuda:1", "RuntimeError: Found no NVIDIA driver on your system."),
-            ("mps", "RuntimeError: PyTorch is not linked with support for mps devices"),
-            ("gpu", "RuntimeError: Expected one of cpu, cuda, "),
-        ]
-        for device, error in cases:
-            with self.subTest(device=device):
-                message = self.fail_to_train(*QUICK, f"--device={device}")
-                self.assertTrue(message.startswith(error), message)
-
-    def test_the_end_is_evaluated_and_saved(self) -> None:
-        output = self.train("--max_iters=5", "--eval_interval=3", "--eval_iters=1", "--out_dir=out")
-        self.assertEqual([m[0] for m in EVALUATION.findall(output)], ["0", "3", "5"])
-        self.assertEqual(self.checkpoints(), ["ckpt_unmasking_3.pt", "ckpt_unmasking_5.pt"])
-
-
 class Configs(TrainerTest):
     def test_the_three_curricula_run(self) -> None:
         names = [path.stem for path in CONFIGS]

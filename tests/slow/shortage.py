@@ -6,7 +6,6 @@ import re
 import resource
 import signal
 import subprocess
-import unittest
 from typing import Any
 
 from tests.faulty import FaultyCase
@@ -203,7 +202,3 @@ before("replace rename", replace)
                 args = ("--configs", "a.py", "b.py", "c.py", "--quiet", "--max_failures", 2, *base)
                 self.assertIn(why, self.said(self.start_faulty(fault, *args), 1))
                 self.assertIn(why, self.run_runner("--status", *base, expect=0).stdout)
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -7,7 +7,6 @@ import os
 import re
 import signal
 import subprocess
-import unittest
 
 from tests.faulty import QUICK, FaultyCase
 from tests.support import CHILD_TOOLS, PATIENCE, wait_for
@@ -152,25 +151,6 @@ class SlowConsoleTest(FaultyCase):
         self.assertTrue(re.search(r"(?i)\b[\d,]+ lines?\b.*\b(dropped|left out|missed|lost)", out), out[-1000:])
 
 
-class SlowEndTest(FaultyCase):
-    def test_a_trainer_below_a_bash_script_that_dies_of_the_stop_signal_has_its_grace_to_save(self) -> None:
-        (self.dir / "launch.sh").write_text('python3 "$@"\n')
-        code = "def save(*_):\n    time.sleep(0.8)\n    open(out_dir + '/ckpt_7.pt', 'w').close()\n    print('saved')\n    sys.exit()\n"
-        self.config(
-            "a", CHILD_TOOLS + code + "signal.signal(signal.SIGTERM, save)\nnote_pid()\nprint('ready')\nlive_on()"
-        )
-        args = ("--launcher", "bash launch.sh", "--stop_signal", "TERM", "--grace", 60)
-        runner = self.start_faulty(QUICK, "--configs", "a.py", *args)
-        self.wait_for_line("a", b"ready\n")
-        runner.send_signal(signal.SIGTERM)
-        out = self.said(runner, 143)
-        self.assert_ended(self.pids(1))
-        self.assertTrue((self.batch() / "a" / "ckpt_7.pt").exists(), out)
-        self.assertEqual(self.log("a"), b"ready\nsaved\n")
-        self.assertEqual(self.result("a")["status"], "interrupted")
-        self.assertEqual(os.path.basename(self.result("a")["final_checkpoint"]), "ckpt_7.pt")
-
-
 class UnkillableCase(FaultyCase):
     def unkillable(self, *args: object) -> subprocess.Popen[str]:
         """A batch whose first training, which notes its pid in `stuck`, gets no signal that the runner sends."""
@@ -198,7 +178,3 @@ class UnkillableTest(UnkillableCase):
         runner.send_signal(signal.SIGINT)
         self.said(runner, 130)
         self.assertRegex(self.result("stuck")["error"], "can't be killed")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import time
-import unittest
 from pathlib import Path
 
 from tests.faulty import FaultyCase, stat_of
@@ -98,7 +97,3 @@ class ShortageTest(WaitingCase):
 
     def test_a_disk_with_too_little_room_is_waited_for(self) -> None:
         self.passes(self.start_short(LITTLE_ROOM.replace("MEGABYTES", "99")))
-
-
-if __name__ == "__main__":
-    unittest.main()
