@@ -13,8 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-import run_experiments as runner
-from run_experiments import Ending, Exit, Group, Limits, Message, Phase, Process, StopRules, Topic
+from run_experiments import Exit, Group, Limits, Message, Phase, Process, StopRules, Topic
 
 INT, TERM, KILL, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1
 LEADER, WORKER = 2_000_000_001, 2_000_000_002  # no process has such a pid
@@ -231,11 +230,6 @@ class StopTest(PhaseCase):
         self.at(process, 221.0, Phase.OVER)
         self.assertEqual(process.reason, "can't be killed: pid 2000000002")
 
-    def test_a_second_stop_changes_nothing(self) -> None:
-        process = self.stopped(FakeGroup())
-        process.stop("another reason", 205.0)
-        self.assertEqual((process.reason, process.deadline, self.group.got), ("stopped by SIGINT", 210.0, [INT]))
-
     def test_a_stop_of_a_training_that_has_just_ended_does_nothing(self) -> None:
         process = self.begin(FakeGroup())
         self.group.end()
@@ -278,15 +272,6 @@ class StopTest(PhaseCase):
         self.at(process, 112.6, Phase.OVER)
         self.assertEqual(process.failed_logs, {"stdout.log": "the disk did not take all of it in time"})
 
-    def test_a_disk_that_is_hurried_while_it_is_waited_for_has_ten_seconds_too(self) -> None:
-        process = self.begin(FakeGroup())
-        self.group.end()
-        process.step(102.0)
-        process.hurry(500.0)
-        self.at(process, 509.9, Phase.DRAINING)
-        self.at(process, 510.0, Phase.OVER)
-        self.assertEqual(sorted(process.failed_logs), ["stderr.log", "stdout.log"])
-
 
 class CheckpointTest(PhaseCase):
     """A stop while a checkpoint is being written: real files, changed between looks."""
@@ -304,11 +289,6 @@ class CheckpointTest(PhaseCase):
     def grow(self, name: str = "ckpt_5.pt") -> None:
         with open(self.dir / name, "ab") as file:
             file.write(b"weights")
-
-    def test_without_any_checkpoint_the_signal_leaves_at_once(self) -> None:
-        (self.dir / "stdout.log").touch()
-        self.stopped()
-        self.assertEqual(self.group.got, [INT])
 
     def test_where_a_checkpoint_stands_still_the_signal_leaves_at_the_second_look(self) -> None:
         self.grow()
@@ -400,15 +380,6 @@ class CheckpointTest(PhaseCase):
         self.at(process, 200.1, Phase.DRAINING)
         self.assertEqual(self.group.got, [])
 
-    def test_a_suspension_moves_the_wait_and_its_bound(self) -> None:
-        self.grow()
-        rules = StopRules("INT", 1.0, folder=str(self.dir), checkpoints="ckpt*.pt")
-        ending = Ending(FakeGroup(), rules, 200.0)
-        ending.suspend(50.0)
-        self.assertEqual((ending.deadline, ending.wait_until), (250.25, 252.0))
-        ending.step(249.0)
-        self.assertEqual(silent(ending.group), [])
-
 
 class LimitTest(PhaseCase):
     def test_a_timeout_stops_with_its_reason(self) -> None:
@@ -479,12 +450,6 @@ class LimitTest(PhaseCase):
         self.at(process, 9090.0, Phase.STOPPING)
         self.assertEqual(process.reason, "not done after 1m30s (--timeout)")
 
-    def test_a_queue_that_is_told_after_a_stop_changes_nothing(self) -> None:
-        process = self.begin(FakeGroup(), timeout=90.0)
-        process.stop("stopped by SIGINT", 150.0)
-        process.set_queued(True, 151.0)
-        self.assertEqual(process.deadline, 160.0)
-
 
 @unittest.skipUnless(Path("/proc/self/status").exists(), "what a process catches stands in /proc")
 class SignalTest(unittest.TestCase):
@@ -531,13 +496,3 @@ class SignalTest(unittest.TestCase):
     def test_a_signal_that_was_named_is_sent_whatever_is_handled(self) -> None:
         for name, number in (("INT", INT), ("USR1", USR1), ("TERM", TERM)):
             self.assertEqual(self.chosen(os.getpid(), name=name, launcher="docker run"), number)
-
-    def test_usr1_that_does_not_end_it_is_followed_by_term_and_kill(self) -> None:
-        group = FakeGroup()
-        ending = Ending(group, StopRules("USR1", grace=2.0), 10.0)
-        said = [ending.step(now) for now in (12.0, 13.0)]
-        self.assertEqual(group.got, [USR1, TERM, KILL])
-        self.assertEqual(said, ["did not end on SIGUSR1, gets SIGTERM", "did not end on SIGTERM, killed"])
-        ending.step(23.0)
-        self.assertTrue(ending.given_up)
-        self.assertEqual(runner.signal_name(USR1), "SIGUSR1")

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, RunnerCase
+from tests.support import CHILD_TOOLS, RunnerCase, wait_for
 
 KEPT = "init_from = 'scratch'\nmax_iters = 10\nbatch_size = 8\nword = 'x'"  # a trainer that can continue
 BEGAN = (
@@ -245,14 +245,20 @@ class RefusalTest(ResumeCase):
         self.assertEqual(list((self.dir / "empty").iterdir()), [])
 
     def test_a_second_runner_ends_with_75_and_says_who_holds_the_batch(self) -> None:
-        self.config("a", CHILD_TOOLS + "print('ready')\nawait_file('go')")
-        runner = self.start("--configs", "a.py")
+        self.config("a", CHILD_TOOLS + "if not os.path.exists('second'): sys.exit(1)\nprint('ready')\nawait_file('go')")
+        self.forked("--configs", "a.py", expect=1)
+        self.go("second")
+        both = [self.start("--resume", self.batch()) for _ in range(2)]
+        wait_for(lambda: any(each.poll() is not None for each in both), "one of the two to give up")
+        loser, winner = sorted(both, key=lambda each: each.poll() is None)
+        self.assertEqual(loser.returncode, 75)
+        told = rf"^error: another runner holds this batch: pid {winner.pid} on \S+ since \S+\n$"
+        self.assertRegex(loser.communicate()[1], told)
         self.wait_for_line("a", b"ready\n")
-        done = self.forked("--resume", expect=75)
-        self.assertRegex(done.stderr, rf"^error: another runner holds this batch: pid {runner.pid} on \S+ since \S+\n$")
         self.assertRegex(self.forked("--status").stdout, r"a +running")
         self.go("go")
-        self.assertEqual(runner.wait(60), 0)
+        self.ended(winner, 0)
+        self.assertEqual(self.result("a")["attempts"], 2)
 
 
 class NothingLostTest(ResumeCase):

@@ -206,62 +206,6 @@ class MetricsTest(RunnerCase):
         self.assertIn("    prints: busy as a bee\n", said)
 
 
-class ChoosingTest(RunnerCase):
-    """Which files are configs, and what is said of them before anything starts."""
-
-    def setUp(self) -> None:
-        super().setUp()
-        settings = "learning_rate = 1e-3\nn_layer = 4\ndropout = 0.0\ninit_from = 'scratch'\ncompile = True\nseed = 1\n"
-        self.strict_trainer(settings + "batch_size = 8\nstages = []\nis_ddp = bool(os.environ.get('RANK'))\n")
-
-    def nanogpt(self) -> None:
-        """The root directory of nanoGPT, as far as patterns see it."""
-        (self.dir / "train_run.py").rename(self.dir / "train.py")
-        for name in ("bench", "sample"):
-            self.config(name, "seed = 1337\nexec(open('configurator.py').read())\n")
-        self.config("model", "import math\nclass GPT:\n    n_layer = 12\n")
-        self.config("small", "n_layer = 2\n")
-        self.config("baseline", "# all as it is\n")
-
-    def test_a_pattern_leaves_out_scripts_and_modules_and_says_so(self) -> None:
-        self.nanogpt()
-        done = self.forked("--dry_run", "--configs", "*.py")
-        self.assertEqual(re.findall(r"(?m)^# (\S+): starts", done.stdout), ["baseline", "small"])
-        self.assertIn("# left out, a script that uses configurator.py itself: bench.py\n", done.stdout)
-        self.assertIn("# left out, a script that uses configurator.py itself: sample.py\n", done.stdout)
-        self.assertIn("# left out, sets no setting of train.py: model.py\n", done.stdout)
-        self.assertIn("# left out, not a config: configurator.py\n", done.stdout)
-        self.assertIn("# left out, not a config: train.py\n", done.stdout)
-        self.assertTrue(done.stdout.endswith("# 2 of 2 experiments would run\n"), done.stdout)
-
-    def test_train_py_is_the_script_where_no_other_is_and_that_is_said(self) -> None:
-        self.nanogpt()
-        out = self.forked("--configs", "small.py").stdout
-        self.assertIn("the training script is train.py: there is no train_run.py\n", out)
-        self.assertEqual(self.summary()["train_script"], "train.py")
-        self.strict_trainer("n_layer = 1\n")
-        out = self.forked("--configs", "small.py").stdout
-        self.assertNotIn("the training script is", out)
-
-    def test_mistakes_get_a_suggestion(self) -> None:
-        self.config("a", "n_layer = 2\n")
-        (self.dir / "config").mkdir()
-        self.config("config/one", "n_layer = 2\n")
-        cases = {
-            "--configs a.py --batch-size 4": "did you mean 'batch_size'?",
-            "--configs a.py --lr 4": "did you mean 'learning_rate'?",
-            "--configs a.py --num_layers 4": "did you mean 'n_layer'?",
-            "--configs confg/*.py": "did you mean 'config/*.py'?",
-            "--configs config": '"config/*.py"',
-            "--configs a.py --compile": "--compile is a setting of the trainer and wants true or false",
-            "--configs a.py --n_layer": "--n_layer is a setting of the trainer and wants a value: --n_layer VALUE",
-            "--configs a.py --job 2": "did you mean 'jobs'?",
-        }
-        for words, expected in cases.items():
-            with self.subTest(words=words):
-                self.assertIn(expected, self.forked(*words.split(), expect=2).stderr)
-
-
 class FirstLooksTest(RunnerCase):
     """What stands on a screen of 80 columns."""
 
@@ -297,9 +241,6 @@ class FirstLooksTest(RunnerCase):
             self.assertTrue(all(".." in name for name in names), rows)
             self.assertIn("    error: exit code 1", said)
             self.assertNotRegex("\n".join(rows), r"\d{4}-\d\d-\d\d")
-
-    def test_the_last_line_is_the_path_of_the_page(self) -> None:
-        self.assertEqual(self.long_batch().splitlines()[-1], f"experiments/{self.batch().name}/report.html")
 
     def test_what_differs_of_long_values_is_shown_and_the_same_columns_are_not(self) -> None:
         os.environ["COLUMNS"] = "200"

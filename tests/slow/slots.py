@@ -58,6 +58,16 @@ class JobsTest(SlotCase):
         order = [(what, name) for what, name, _ in self.events()]
         self.assertEqual(order, [(what, name) for name in "cab" for what in ("start", "stop")])
 
+    def test_never_more_run_at_a_time_than_there_are_jobs_and_each_has_its_own_output(self) -> None:
+        self.config("a", NOTE)
+        self.forked("--configs", "a.py", "--sweep", f"seed={','.join(map(str, range(20)))}", "--jobs", 4)
+        names = [f"a__seed_{number}" for number in range(20)]
+        most = self.most_at_once(1)
+        self.assertIn(most.pop(""), range(1, 5))
+        self.assertEqual(most, Counter(names))
+        for name in names:
+            self.assertEqual(self.log(name), f"out of {name}\n".encode())
+
 
 class DeviceTest(SlotCase):
     def test_never_two_run_on_one_device_and_the_result_says_which_it_was(self) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
 
 from tests.faulty import QUICK, FaultyCase
 from tests.support import CHILD_TOOLS, PATIENCE, wait_for
@@ -149,32 +148,3 @@ class SlowConsoleTest(FaultyCase):
         out = self.said(runner, 0)
         self.assertEqual(self.log("a").count(b"\n"), lines)
         self.assertTrue(re.search(r"(?i)\b[\d,]+ lines?\b.*\b(dropped|left out|missed|lost)", out), out[-1000:])
-
-
-class UnkillableCase(FaultyCase):
-    def unkillable(self, *args: object) -> subprocess.Popen[str]:
-        """A batch whose first training, which notes its pid in `stuck`, gets no signal that the runner sends."""
-        faults = """
-run_experiments.GIVE_UP = 0.5
-
-def swallow(call):
-    def send(pid, number):
-        if number and exists("stuck") and str(abs(pid)) == open("stuck").read():
-            return note("swallowed", number)
-        return call(pid, number)
-    return send
-
-os.kill, os.killpg = swallow(os.kill), swallow(os.killpg)
-"""
-        stuck = "note_pid()\nopen('.stuck', 'w').write(str(os.getpid()))\nos.rename('.stuck', 'stuck')\nlive_on()"
-        self.config("stuck", CHILD_TOOLS + stuck)
-        return self.start_faulty(faults, "--configs", "stuck.py", *args, "--grace", 0.2)
-
-
-class UnkillableTest(UnkillableCase):
-    def test_a_stop_ends_though_kill_can_not_end_the_training(self) -> None:
-        runner = self.unkillable()
-        self.await_file("stuck")
-        runner.send_signal(signal.SIGINT)
-        self.said(runner, 130)
-        self.assertRegex(self.result("stuck")["error"], "can't be killed")
