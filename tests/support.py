@@ -217,7 +217,8 @@ def working_in(folder: Path) -> list[int]:
 class Forked:
     """The runner in a fork of this process: it parses, plans and runs as one that was started, but at once."""
 
-    def __init__(self, folder: Path, *args: Any) -> None:
+    def __init__(self, folder: Path, *args: Any, first: Callable[[], None] = lambda: None) -> None:
+        """Before the runner, the fork does what comes first."""
         self.args, self.code = list(map(str, args)), -1
         self.streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         sys.stdout.flush()
@@ -228,6 +229,7 @@ class Forked:
             try:
                 for number, stream in enumerate(self.streams, 1):
                     os.dup2(stream.fileno(), number)
+                first()
                 os.chdir(folder)
                 sys.argv = ["run_experiments.py", *self.args]
                 code = runner.main(self.args)
