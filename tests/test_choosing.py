@@ -257,19 +257,6 @@ class TemplateTest(PlanCase):
                 for part in parts:
                     self.assertIn(part, said)
 
-    def test_what_is_whole_is_taken(self) -> None:
-        for options in (
-            runner.Options(),
-            runner.Options(launcher="srun -J {name}", trainer_args=["-v"]),
-            self.options("x"),
-            self.options("x {config} {overrides}", configs=["a"], sweep={"lr": ["1"]}, overrides={"b-c": "1"}),
-            self.options("x {overrides:hydra} {device}", sweep={"a.b": ["1"]}, devices=["cuda:0"]),
-            self.options("x {config}", resume=""),
-            self.options("x {{job}}", continue_with="--resume {checkpoint}"),
-        ):
-            with self.subTest(options=options):
-                runner.check_template(options)
-
     def test_an_attempt_that_continues(self) -> None:
         slot, options = runner.Slot(0), runner.Options(train_script="t.py", trainer_args=["-v"])
         experiment = runner.Experiment("n", "c.py", {}, arguments=["--init_from=gpt2", "--a=1"])

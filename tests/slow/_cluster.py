@@ -1,4 +1,4 @@
-"""A real Slurm of one node for tests: all of it in a temporary directory, on loopback, gone after `stop`.
+"""A real Slurm of one node for tests: all of it in a temporary directory, gone after `stop`.
 
     cluster = Cluster.start(cpus=2, kill_wait=2)
     subprocess.run(["srun", "hostname"], env={**os.environ, **cluster.env})
@@ -43,15 +43,12 @@ CLIENTS = ("srun", "sbatch", "salloc", "squeue", "scancel", "scontrol")
 DAEMONS = ("munged", "slurmctld", "slurmd")
 SBIN = "/usr/sbin:/usr/local/sbin:/sbin"  # not on every PATH
 
-LOOPBACK_ONLY = "CommunicationParameters=NoInAddrAny,NoCtldInAddrAny"
-
 # cred_expire is also how long a requeued job must wait to start again (Slurm's default: 120 s, least: 5 s).
 CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={controller_port}
 SlurmdPort={node_port}
-{bind}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
@@ -124,7 +121,6 @@ class Cluster:
                 CONF.format(
                     directory=directory,
                     host=host,
-                    bind=LOOPBACK_ONLY if _is_loopback(host) else "",
                     controller_port=ports[0],
                     node_port=ports[1],
                     cpus=cpus,
@@ -285,17 +281,6 @@ def _client(directory: Path, *command: str) -> str:
         check=True,
         timeout=CLIENT_SECONDS,
     ).stdout
-
-
-def _is_loopback(host: str) -> bool:
-    """Whether everything can be told to listen on loopback only: it then binds to what `host` resolves to.
-
-    Where that is not 127.0.0.1 (no such line in /etc/hosts, or Debian's 127.0.1.1), it listens on every
-    address, as a Slurm does by default; munge's key, which is the cluster's own, keeps others out.
-    """
-    with contextlib.suppress(OSError):
-        return socket.gethostbyname(host) == "127.0.0.1"
-    return False
 
 
 def _free_ports(count: int) -> list[int]:

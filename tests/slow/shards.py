@@ -55,14 +55,6 @@ class PartitionTest(ShardCase):
             parts = [self.plan_of(f"{index}/{count}") for index in range(1, count + 1)]
             self.assertEqual(sorted(sum(parts, [])), sorted(whole))
 
-    def test_names_do_not_depend_on_the_shard_even_where_two_configs_are_called_the_same(self) -> None:
-        self.config("deep/one", CODE)
-        self.config("deep/er/one", CODE)
-        self.configs = ["one", "deep/one", "deep/er/one"]
-        whole = self.plan_of("")
-        parts = [self.plan_of(f"{index}/5") for index in range(1, 6)]
-        self.assertEqual([part[0] for part in parts], whole[:5])
-
     def test_a_shard_beyond_the_plan_has_nothing_to_do_which_is_no_failure(self) -> None:
         done = self.forked("--configs", "one.py", "--shard", "2/3", expect=0)
         self.assertEqual(done.stdout, "--shard 2/3: no experiment is left of 1, nothing to do\n")

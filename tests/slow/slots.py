@@ -92,12 +92,6 @@ class DeviceTest(SlotCase):
         devices = {name: result["device"] for name, result in self.summary()["results"].items()}
         self.assertEqual(devices, {"holds": "cuda:0", "a": "cuda:1", "b": "cuda:1", "c": "cuda:1"})
 
-    def test_without_devices_no_device_is_given_and_none_told(self) -> None:
-        self.config("a", "print(sorted(overrides))")
-        self.forked("--configs", "a.py")
-        self.assertEqual(self.log("a"), b"[]\n")
-        self.assertIsNone(self.result("a")["device"])
-
     def environment(self, nvidia_smi: str, visible: Optional[str]) -> dict[str, str]:
         """An environment in which nvidia-smi is this shell script."""
         tool = self.dir / "bin" / "nvidia-smi"
