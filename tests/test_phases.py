@@ -83,9 +83,15 @@ class PhaseCase(unittest.TestCase):
         for name in ("stdout", "stderr"):
             process.hear(Message(Topic.ENDED, name))
 
-    def at(self, process: Process, now: float, phase: Phase) -> None:
+    def at(
+        self, process: Process, now: float, phase: Optional[Phase] = None, got: Optional[Sequence[int]] = None
+    ) -> None:
+        """At this time, it is in this phase, and its group has got these signals."""
         process.step(now)
-        self.assertIs(process.phase, phase)
+        if phase:
+            self.assertIs(process.phase, phase)
+        if got is not None:
+            self.assertEqual(self.group.got, got, now)
 
 
 class OwnEndTest(PhaseCase):
@@ -108,10 +114,8 @@ class OwnEndTest(PhaseCase):
         self.group.end()
         self.at(process, 102.0, Phase.LINGERING)
         self.assertEqual(process.deadline, 104.0)
-        self.at(process, 103.9, Phase.LINGERING)
-        self.assertEqual(self.group.got, [])
-        self.at(process, 104.0, Phase.LINGERING)
-        self.assertEqual(self.group.got, [KILL])
+        self.at(process, 103.9, Phase.LINGERING, [])
+        self.at(process, 104.0, Phase.LINGERING, [KILL])
         self.assertRegex(process.warnings[0], rf"^killed what it left behind: pid {os.getpid()} \(\S+")
         self.assertEqual(process.remarks, process.warnings)
         self.group.alive = []
@@ -175,23 +179,19 @@ class StopTest(PhaseCase):
             (211.0, [INT, TERM, KILL]),
             (220.9, [INT, TERM, KILL]),
         ):
-            self.at(process, now, Phase.STOPPING)
-            self.assertEqual(self.group.got, got, now)
+            self.at(process, now, Phase.STOPPING, got)
         self.assertEqual(process.remarks, ["did not end on SIGINT, gets SIGTERM", "did not end on SIGTERM, killed"])
         self.assertEqual((process.reason, process.is_stuck), ("stopped by SIGINT", False))
 
     def test_term_as_the_stop_signal_is_followed_by_kill_at_once_after_the_grace(self) -> None:
         process = self.stopped(FakeGroup(), StopRules("TERM", grace=4.0))
         self.at(process, 203.9, Phase.STOPPING)
-        self.at(process, 204.0, Phase.STOPPING)
-        self.assertEqual(self.group.got, [TERM, KILL])
+        self.at(process, 204.0, Phase.STOPPING, [TERM, KILL])
 
     def test_without_any_grace_kill_still_leaves_a_launcher_two_tenths_of_a_second(self) -> None:
         process = self.stopped(FakeGroup(), StopRules("TERM", grace=0.0))
-        self.at(process, 200.1, Phase.STOPPING)
-        self.assertEqual(self.group.got, [TERM])
-        process.step(200.2)
-        self.assertEqual(self.group.got, [TERM, KILL])
+        self.at(process, 200.1, Phase.STOPPING, [TERM])
+        self.at(process, 200.2, got=[TERM, KILL])
 
     def test_what_kill_does_not_end_is_given_up_ten_seconds_later_with_its_pid(self) -> None:
         process = self.stopped(FakeGroup())
@@ -216,8 +216,7 @@ class StopTest(PhaseCase):
         process = self.stopped(FakeGroup(WORKER, leader_dies_of=[INT]))
         self.at(process, 200.1, Phase.LINGERING)
         self.assertEqual(process.deadline, 210.0)
-        self.at(process, 209.9, Phase.LINGERING)
-        self.assertEqual(self.group.got, [INT])
+        self.at(process, 209.9, Phase.LINGERING, [INT])
         self.group.alive = []
         self.at(process, 209.95, Phase.DRAINING)
         self.assertEqual((self.group.got, process.ended_at), ([INT], 200.1))
@@ -225,8 +224,7 @@ class StopTest(PhaseCase):
     def test_a_trainer_under_a_dead_wrapper_gets_term_and_kill_in_its_turn_and_is_given_up(self) -> None:
         process = self.stopped(FakeGroup(WORKER, leader_dies_of=[INT]))
         for now, got in ((200.1, [INT]), (210.0, [INT, TERM]), (211.0, [INT, TERM, KILL]), (220.9, [INT, TERM, KILL])):
-            self.at(process, now, Phase.LINGERING)
-            self.assertEqual(self.group.got, got, now)
+            self.at(process, now, Phase.LINGERING, got)
         self.at(process, 221.0, Phase.OVER)
         self.assertEqual(process.reason, "can't be killed: pid 2000000002")
 
@@ -249,11 +247,9 @@ class StopTest(PhaseCase):
         process = self.stopped(FakeGroup())
         process.hurry(200.1)
         self.assertAlmostEqual(process.deadline, 200.2)
-        process.step(200.21)
-        self.assertEqual(self.group.got, [INT, TERM])
+        self.at(process, 200.21, got=[INT, TERM])
         process.hurry(200.22)
-        process.step(200.42)
-        self.assertEqual(self.group.got, [INT, TERM, KILL])
+        self.at(process, 200.42, got=[INT, TERM, KILL])
         process.hurry(200.5)
         self.at(process, 210.4, Phase.STOPPING)  # no hurry shortens what KILL takes
         self.at(process, 210.5, Phase.OVER)
@@ -263,8 +259,7 @@ class StopTest(PhaseCase):
         self.group.end()
         process.step(102.0)
         process.hurry(102.5)
-        process.step(102.5)
-        self.assertEqual(self.group.got, [KILL])
+        self.at(process, 102.5, got=[KILL])
         self.group.alive = []
         self.at(process, 102.6, Phase.DRAINING)
         process.hear(Message(Topic.ENDED, "stderr"))
@@ -294,8 +289,7 @@ class CheckpointTest(PhaseCase):
         self.grow()
         process = self.stopped()
         self.assertEqual((self.group.got, process.deadline), ([], 200.25))
-        self.at(process, 200.2, Phase.STOPPING)
-        self.assertEqual(self.group.got, [])
+        self.at(process, 200.2, Phase.STOPPING, [])
         process.step(200.25)
         self.assertEqual((self.group.got, process.deadline, process.remarks), ([INT], 210.25, []))
 
@@ -304,8 +298,7 @@ class CheckpointTest(PhaseCase):
         process = self.stopped()
         for look in range(1, 9):
             self.grow()
-            process.step(200.0 + 0.25 * look)
-            self.assertEqual(self.group.got, [], look)
+            self.at(process, 200.0 + 0.25 * look, got=[])
         self.assertEqual(process.remarks, ["waiting for ckpt_5.pt to be written (at most 20s)"])
         process.step(202.25)  # it has not grown
         self.assertEqual((self.group.got, process.deadline), ([INT], 212.25))
@@ -316,10 +309,8 @@ class CheckpointTest(PhaseCase):
                 self.grow(name)
                 process = self.stopped()
                 self.grow(name)
-                process.step(200.25)
-                self.assertEqual(self.group.got, [])
-                process.step(200.5)
-                self.assertEqual(self.group.got, [INT])
+                self.at(process, 200.25, got=[])
+                self.at(process, 200.5, got=[INT])
                 (self.dir / name).unlink()
 
     def test_what_no_pattern_of_checkpoints_matches_is_not_waited_for(self) -> None:
@@ -332,12 +323,10 @@ class CheckpointTest(PhaseCase):
         process = self.stopped(grace=1.0)
         for look in range(1, 8):
             self.grow()
-            process.step(200.0 + 0.25 * look)
-        self.assertEqual(self.group.got, [])
+            self.at(process, 200.0 + 0.25 * look, got=[])
         for now, got in ((202.0, [INT]), (203.0, [INT, TERM]), (204.0, [INT, TERM, KILL])):
             self.grow()
-            process.step(now)
-            self.assertEqual(self.group.got, got, now)
+            self.at(process, now, got=got)
 
     def test_kill_is_put_off_while_the_last_checkpoint_is_being_written(self) -> None:
         process = self.stopped(grace=4.0)
@@ -345,17 +334,13 @@ class CheckpointTest(PhaseCase):
         self.grow()  # it begins to save when it is asked to end
         process.step(204.0)
         self.grow()
-        process.step(204.25)
-        self.assertEqual(self.group.got, [INT])
+        self.at(process, 204.25, got=[INT])
         self.assertEqual(process.remarks, ["waiting for ckpt_5.pt to be written (at most 4s)"])
-        process.step(204.5)
-        self.assertEqual(self.group.got, [INT, TERM])
+        self.at(process, 204.5, got=[INT, TERM])
         for look in range(4):
             self.grow()
-            process.step(205.5 + 0.25 * look)
-        self.assertEqual(self.group.got, [INT, TERM])
-        process.step(206.5)
-        self.assertEqual(self.group.got, [INT, TERM, KILL])
+            self.at(process, 205.5 + 0.25 * look, got=[INT, TERM])
+        self.at(process, 206.5, got=[INT, TERM, KILL])
 
     def test_a_hurried_stop_waits_for_no_checkpoint(self) -> None:
         self.grow()
@@ -363,22 +348,18 @@ class CheckpointTest(PhaseCase):
         self.grow()
         process.step(200.25)
         process.hurry(200.3)
-        process.step(200.3)
-        self.assertEqual(self.group.got, [INT])
+        self.at(process, 200.3, got=[INT])
         for now in (200.5, 200.6):
             self.grow()
-            process.step(now)
-        self.assertEqual(self.group.got, [INT, TERM])
+            self.at(process, now, got=[INT, TERM])
         self.grow()
-        process.step(201.5)
-        self.assertEqual(self.group.got, [INT, TERM, KILL])
+        self.at(process, 201.5, got=[INT, TERM, KILL])
 
     def test_a_training_that_ends_while_its_stop_waits_needs_no_signal(self) -> None:
         self.grow()
         process = self.stopped()
         self.group.end()
-        self.at(process, 200.1, Phase.DRAINING)
-        self.assertEqual(self.group.got, [])
+        self.at(process, 200.1, Phase.DRAINING, [])
 
 
 class LimitTest(PhaseCase):
@@ -427,10 +408,8 @@ class LimitTest(PhaseCase):
         process = self.begin(FakeGroup(WORKER, leader_dies_of=[INT]))
         process.stop("stopped by SIGINT", 200.0)
         process.suspend(1000.0, 1200.0)
-        self.at(process, 1209.9, Phase.LINGERING)
-        self.assertEqual(self.group.got, [INT])
-        process.step(1210.0)
-        self.assertEqual(self.group.got, [INT, TERM])
+        self.at(process, 1209.9, Phase.LINGERING, [INT])
+        self.at(process, 1210.0, got=[INT, TERM])
         another = self.begin(FakeGroup(WORKER))
         self.group.end()
         another.step(102.0)
