@@ -192,45 +192,15 @@ class HelpTest(CommandLineCase):
 
 class OverrideTest(CommandLineCase):
     def test_overrides_reach_the_trainer_in_its_own_form(self) -> None:
-        args = ["--batch_size", "4", "--learning_rate", "1", "--compile=FALSE", "--wandb_enabled", "yes"]
-        args += ["--wandb_project", "2024", "--device", "cpu", "--max_iters=1e3"]
-        args += [
-            "--n_layer",
-            "2",
-            "--n_layer",
-            "8",
-            "--min_lr",
-            "-1e-4",
-            "--seed",
-            "-5",
-            "--decay_lr",
-            "no",
-            "--dtype",
-            "float32",
-        ]
-        args += ["--stages", "[{'type': 'a=b'}]"]
-        self.run_runner("--configs", "a.py", *args, expect=0)
+        given = "--batch_size 4 --learning_rate 1 --compile=FALSE --wandb_enabled yes --wandb_project 2024 --device cpu"
+        given += " --max_iters=1e3 --n_layer 2 --n_layer 8 --min_lr -1e-4 --seed -5 --decay_lr no --dtype float32"
+        self.run_runner("--configs", "a.py", *given.split(), "--stages", "[{'type': 'a=b'}]", expect=0)
         seen, place = self.seen(), self.batch() / "a"
         self.assertEqual(os.path.basename(seen["argv"][0]), "a.py")
-        self.assertEqual(
-            seen["argv"][1:],
-            [
-                f"--out_dir={place.relative_to(self.dir.resolve())}",
-                "--batch_size=4",
-                "--learning_rate=1.0",
-                "--compile=False",
-                "--wandb_log=True",
-                "--wandb_project='2024'",
-                "--device=cpu",
-                "--max_iters=1000",
-                "--n_layer=8",
-                "--min_lr=-0.0001",
-                "--seed=-5",
-                "--decay_lr=False",
-                "--dtype=float32",
-                "--stages=[{'type': 'a\\x3db'}]",
-            ],
-        )
+        got = f"--out_dir={place.relative_to(self.dir.resolve())} --batch_size=4 --learning_rate=1.0 --compile=False"
+        got += " --wandb_log=True --wandb_project='2024' --device=cpu --max_iters=1000 --n_layer=8 --min_lr=-0.0001"
+        got += " --seed=-5 --decay_lr=False --dtype=float32"
+        self.assertEqual(seen["argv"][1:], [*got.split(), "--stages=[{'type': 'a\\x3db'}]"])
         settings = seen["settings"]
         expected = dict(batch_size=4, learning_rate=1.0, compile=False, wandb_log=True, wandb_project="2024", seed=-5)
         expected.update(max_iters=1000, min_lr=-1e-4, decay_lr=False, dtype="float32", stages=[{"type": "a=b"}])

@@ -228,21 +228,9 @@ class DurationTest(RunnerCase):
                 self.assertIn(repr(text), self.forked("--configs", "a.py", f"--timeout={text}", expect=2).stderr)
 
     def test_durations_are_shown_for_people(self) -> None:
-        table: list[tuple[Optional[float], str]] = [
-            (None, "-"),
-            (math.nan, "-"),
-            (math.inf, "-"),
-            (0.0, "0s"),
-            (3.14, "3.1s"),
-            (59.9, "59.9s"),
-            (60.0, "1m"),
-            (61.9, "1m1s"),
-            (3600.0, "1h"),
-            (3661.0, "1h1m"),
-            (86400.0, "1d"),
-            (129600.0, "1d12h"),
-            (10 * 86400.0, "10d"),
-        ]
-        for seconds, text in table:
+        table: dict[Optional[float], str] = {None: "-", math.nan: "-", math.inf: "-", 0.0: "0s", 3.14: "3.1s"}
+        table.update({59.9: "59.9s", 60.0: "1m", 61.9: "1m1s", 3600.0: "1h", 3661.0: "1h1m", 86400.0: "1d"})
+        table.update({129600.0: "1d12h", 10 * 86400.0: "10d"})
+        for seconds, text in table.items():
             with self.subTest(seconds=seconds):
                 self.assertEqual(runner.show_duration(seconds), text)
