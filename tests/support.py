@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited in vain for {what}")
-        time.sleep(0.01)
+        time.sleep(0.004)
 
 
 def is_running(pid: int) -> bool:
