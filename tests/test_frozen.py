@@ -9,7 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, RunnerCase
+from tests.support import CHILD_TOOLS, RunnerCase, wait_for
 
 SETTINGS = "init_from = 'scratch'\nmax_iters = 10\nrate = 0.1"
 BODY = "print(f'began {init_from} {rate}', flush=True)\nexec(open('body.py').read())"
@@ -76,8 +76,7 @@ class RunTest(FrozenCase):
         self.strict_trainer(f"{CHILD_TOOLS}\nopen('imports', 'w').close()\nawait_file('go')\n{SETTINGS}", BODY)
         self.rate("a", 0.111)
         runner = self.start("--configs", "a.py")
-        while not (self.dir / "imports").exists():
-            self.assertIsNone(runner.poll())
+        wait_for((self.dir / "imports").exists, "the imports")
         self.rate("a", 0.999)
         self.release(runner)
         self.assertEqual(self.began("a"), ["began scratch 0.111"])

@@ -64,12 +64,6 @@ class FakeStream:
         self.is_draining = True
 
 
-def silent(group: Group) -> list[int]:
-    """What a FakeGroup got, typed as what an Ending holds."""
-    assert isinstance(group, FakeGroup)
-    return group.got
-
-
 class PhaseCase(unittest.TestCase):
     def begin(
         self, group: FakeGroup, rules: Optional[StopRules] = None, now: float = 100.0, **limits: float
