@@ -124,9 +124,6 @@ class FaultyCase(RunnerCase):
             self.assertEqual(runner.returncode, expect, said)
         return said
 
-    def statuses(self) -> dict[str, str]:
-        return {name: result["status"] for name, result in self.summary()["results"].items()}
-
     def lines(self, name: str) -> int:
         """How many lines a training or the driver has noted in a file by now."""
         with contextlib.suppress(FileNotFoundError):

@@ -46,7 +46,7 @@ def wait_for(condition: Callable[[], Any], what: str) -> Any:
             return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited in vain for {what}")
-        time.sleep(0.01)
+        time.sleep(0.004)
 
 
 def is_running(pid: int) -> bool:
@@ -217,8 +217,8 @@ def working_in(folder: Path) -> list[int]:
 class Forked:
     """The runner in a fork of this process: it parses, plans and runs as one that was started, but at once."""
 
-    def __init__(self, folder: Path, *args: Any, gate: Optional[tuple[int, int]] = None) -> None:
-        """With a gate, a pipe's two ends, it begins when the last copy of the second end is closed."""
+    def __init__(self, folder: Path, *args: Any, first: Callable[[], None] = lambda: None) -> None:
+        """Before the runner, the fork does what comes first."""
         self.args, self.code = list(map(str, args)), -1
         self.streams = [tempfile.TemporaryFile() for _ in range(2)]  # noqa: SIM115
         sys.stdout.flush()
@@ -229,9 +229,7 @@ class Forked:
             try:
                 for number, stream in enumerate(self.streams, 1):
                     os.dup2(stream.fileno(), number)
-                if gate:
-                    os.close(gate[1])
-                    os.read(gate[0], 1)
+                first()
                 os.chdir(folder)
                 sys.argv = ["run_experiments.py", *self.args]
                 code = runner.main(self.args)
@@ -250,12 +248,6 @@ class Forked:
             if pid:
                 self.pid, self.code = 0, os.waitstatus_to_exitcode(status)
         return not self.pid
-
-    def end(self) -> None:
-        """End it where a failed test has left it."""
-        if not self.has_ended():
-            os.kill(self.pid, signal.SIGTERM)
-            wait_for(self.has_ended, f"the end of a runner with {self.args}")
 
     def ended(self) -> subprocess.CompletedProcess[str]:
         wait_for(self.has_ended, f"the end of a runner with {self.args}")

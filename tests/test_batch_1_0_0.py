@@ -87,16 +87,8 @@ class OldBatchTest(RunnerCase):
         )
         self.assertGreater(self.result("stopped")["total_seconds"], old["results"]["stopped"]["duration_seconds"])
         self.assertTrue((self.folder / "broken" / "attempt_1" / "stderr.log").exists())
-
-    def test_its_resume_freezes_each_config_under_its_own_file_name(self) -> None:
-        for name in ("missing.txt", "go"):
-            self.go(name)
-        self.forked("--resume", NAME)
-        plan = self.json(self.folder / "plan" / "plan.json")
-        self.assertEqual(
-            {each["name"]: each["frozen"] for each in plan["experiments"]},
-            {"broken": "broken.py", "done": "done.py", "stopped": "stopped.py", "later": "later.py"},
-        )
+        planned = self.json(self.folder / "plan" / "plan.json")["experiments"]
+        self.assertEqual([each["frozen"] for each in planned], ["broken.py", "done.py", "stopped.py", "later.py"])
 
     def test_it_is_resumed_where_only_the_trainer_is_left(self) -> None:
         for name in ("missing.txt", "go"):

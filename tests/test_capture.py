@@ -73,14 +73,6 @@ other.join()
             self.assertTrue(lines == as_lines(data), f"the lines of {stream} differ in combined.log")
         self.assertIs(self.result("noise")["log_complete"], True)
 
-    def test_a_flood_of_single_lines_is_kept_in_order(self) -> None:
-        self.capture("flood", "for number in range(20000):\n    os.write(1 + number % 2, b'line %d\\n' % number)")
-        combined = self.combined("flood")
-        for remainder, stream in enumerate((b"STDOUT", b"STDERR")):
-            expected = [b"line %d" % number for number in range(remainder, 20000, 2)]
-            self.assertTrue(combined[stream] == expected, f"the lines of {stream!r} differ")
-        self.assertEqual(self.log("flood").count(b"\n"), 10000)
-
 
 class LinesTest(CaptureCase):
     def test_carriage_returns_end_lines_once_even_when_their_newline_comes_in_another_write(self) -> None:
@@ -186,47 +178,6 @@ class MetricsTest(CaptureCase):
         metrics = self.result(name)["metrics"]
         return [metrics[key] for key in ("step", "train_loss", "val_loss", "best_val_loss", "best_step")]
 
-    def test_metrics_are_the_last_step_the_last_losses_and_the_best(self) -> None:
-        step, iteration = "step {}: train loss {}, val loss {}", "iter {}: loss {}, time 5.1ms, mfu 1.2%"
-        cases: dict[str, tuple[list[str], list[object]]] = {
-            "nothing": (["hello"], [None, None, None, None, None]),
-            "evaluations": (
-                [step.format(0, 4.0, 4.5), step.format(250, 1.5, 2.0), step.format(500, 1.0, 2.5)],
-                [500, 1.0, 2.5, 2.0, 250],
-            ),
-            "iterations": (
-                [step.format(10, 3.0, 3.5), iteration.format(10, 2.75), iteration.format(20, 2.5)],
-                [20, 2.5, 3.5, 3.5, 10],
-            ),
-            "small": ([step.format(7, "1e-05", "-1.5e+2")], [7, 1e-5, -150.0, -150.0, 7]),
-            "not_a_number": ([step.format(10, 1.0, 2.0), step.format(20, "nan", "nan")], [20, "nan", "nan", 2.0, 10]),
-            "endless": ([step.format(10, "inf", "inf")], [10, "inf", "inf", None, None]),
-            "diverged": ([step.format(10, 1.0, 2.0), iteration.format(20, "nan")], [20, "nan", 2.0, 2.0, 10]),
-            "source": (
-                [
-                    "        print(f\"step {iter_num}: train loss {losses['train']:.4f}, val loss {losses['val']:.4f}\")",
-                    '        print(f"iter {iter_num}: loss {lossf:.4f}, time {dt*1000:.2f}ms, mfu {running_mfu*100:.2f}%")',
-                ],
-                [None] * 5,
-            ),
-            "source_first": (
-                ["print(f'step {iter_num}: train loss {losses}')", iteration.format(30, 1.25), "saved after iter 30"],
-                [30, 1.25, None, None, None],
-            ),
-        }
-        for name, (lines, _) in cases.items():
-            self.config(name, "\n".join(f"print({line!r})" for line in lines))
-        self.config("stderr", "import sys\nprint('step 5: train loss 1.0, val loss 1.0', file=sys.stderr)")
-        cases["stderr"] = ([], [5, 1.0, 1.0, 1.0, 5])
-        self.run_runner("--configs", *(f"{name}.py" for name in cases), "--jobs", 3, expect=1)
-        failed = ("not_a_number", "diverged")  # they had a finite loss before
-        for name, (_, expected) in cases.items():
-            with self.subTest(name):
-                self.assertEqual(self.metrics(name), expected)
-                self.assertEqual(self.result(name)["status"], "failed" if name in failed else "completed")
-                self.assertEqual(self.result(name)["diverged"], name in failed)
-        self.assertEqual(self.result("diverged")["error"], "exit code 0, but the loss is nan since step 20")
-
     def test_evaluations_count_in_whatever_blocks_they_come(self) -> None:
         lines = b"iter 9: loss 3.5, time 1ms\nstep 10: train loss 2.5, val loss 3.0\niter 11: loss 2.0\nthe next iter starts\n"
         self.capture("bulk", f"os.write(1, {lines!r})")
@@ -248,11 +199,3 @@ print("step 250: train loss 1.9, val loss 2.0")
         self.go("go")
         self.ended(runner, 0)
         self.assertIn("live: step 250: train loss 1.9, val loss 2.0", self.master_log())
-
-    def test_a_loss_that_is_not_finite_from_the_start_is_a_warning(self) -> None:
-        self.config("wild", "print('step 5: train loss 2.0, val loss nan')")
-        done = self.run_runner("--configs", "wild.py", expect=0)
-        result = self.summary()["results"]["wild"]
-        self.assertEqual((result["status"], result["metrics"]["val_loss"]), ("completed", "nan"))
-        for text in (done.stdout, self.master_log(), *result["warnings"]):
-            self.assertIn("not finite", text)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from typing import Any, Optional
 
 import run_experiments as runner
-from tests.test_reading import END, TRAINER, PlanCase
+from tests.test_reading import END, PlanCase
 
 
 class ChoosingTest(PlanCase):
@@ -258,19 +257,6 @@ class TemplateTest(PlanCase):
                 for part in parts:
                     self.assertIn(part, said)
 
-    def test_what_is_whole_is_taken(self) -> None:
-        for options in (
-            runner.Options(),
-            runner.Options(launcher="srun -J {name}", trainer_args=["-v"]),
-            self.options("x"),
-            self.options("x {config} {overrides}", configs=["a"], sweep={"lr": ["1"]}, overrides={"b-c": "1"}),
-            self.options("x {overrides:hydra} {device}", sweep={"a.b": ["1"]}, devices=["cuda:0"]),
-            self.options("x {config}", resume=""),
-            self.options("x {{job}}", continue_with="--resume {checkpoint}"),
-        ):
-            with self.subTest(options=options):
-                runner.check_template(options)
-
     def test_an_attempt_that_continues(self) -> None:
         slot, options = runner.Slot(0), runner.Options(train_script="t.py", trainer_args=["-v"])
         experiment = runner.Experiment("n", "c.py", {}, arguments=["--init_from=gpt2", "--a=1"])
@@ -290,17 +276,3 @@ class TemplateTest(PlanCase):
         for options, expected_words in table:
             with self.subTest(options=options):
                 self.assertEqual(runner.continuing_words(options, experiment, "d", slot, "d/ckpt.pt"), expected_words)
-
-
-class SpeedTest(PlanCase):
-    def test_ten_thousand_experiments_are_planned_at_once(self) -> None:
-        source = "".join(f"setting_{number} = {number}\n" for number in range(40))
-        planner = self.planner(source + TRAINER, a="seed = 2\n")
-        seeds = list(map(str, range(100)))
-        options = runner.Options(sweep={"seed": seeds, "n_layer": seeds}, overrides={"learning_rate": "1"})
-        began = time.process_time()
-        plan = planner.plan(options, ["a.py"])
-        differing = runner.differing(plan)
-        took = time.process_time() - began
-        self.assertEqual((len(plan), differing), (10_000, ["n_layer", "seed"]))
-        self.assertLess(took, 1.5)  # 0.15 s on a usual machine

@@ -122,7 +122,19 @@ class ErrorsTest(unittest.TestCase):
             self.assertEqual(runner.end_in_words(code), ending)
 
     def test_hints(self) -> None:
-        self.assertIn("--batch_size", runner.hint_for("torch.OutOfMemoryError: CUDA out of memory") or "")
+        for text, remedy in (
+            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "--batch_size"),
+            ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "--batch_size"),
+            ("RuntimeError: CUDA error: invalid device ordinal", "cuda:0"),
+            ("RuntimeError: Found no NVIDIA driver on your system.", "--device cpu"),
+            ("AssertionError: Torch not compiled with CUDA enabled", "--device cpu"),
+            ("wandb.errors.UsageError: api_key not configured (no-tty)", "--wandb_enabled false"),
+            ("ModuleNotFoundError: No module named 'wandb'", "--wandb_enabled false"),
+            ("ValueError: Unknown config key: foo", "setting"),
+            ('  File "<string>", line 43, in <module>\nAssertionError', "type"),
+        ):
+            with self.subTest(text=text):
+                self.assertIn(remedy, runner.hint_for(f"Traceback (most recent call last):\n{text}\n") or "")
         self.assertIsNone(runner.hint_for("ValueError: no"))
 
 
@@ -194,6 +206,10 @@ class FilesTest(unittest.TestCase):
             self.make(name, at=40)
         self.make("ckpt_temp0.7.pt", at=1)
         self.assertEqual(self.names(), ["ckpt.pt", "ckpt_10.pt", "ckpt_2.pt", "ckpt_temp0.7.pt"])
+        odd = [f"ckpt_{name}.pt" for name in ("1²2", "٣", "x\n", "9" * 200)]
+        for name in odd:
+            self.make(name, at=50)
+        self.assertEqual(set(self.names()[:4]), set(odd))
 
     def test_patterns_may_name_directories(self) -> None:
         for name in ("checkpoint-9/a", "checkpoint-10/a", "checkpoint-11.tmp/a", "tmp-checkpoint-12/a", "a/b-1.pt"):

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, RunnerCase
+from tests.support import CHILD_TOOLS, RunnerCase, wait_for
 
 SETTINGS = "init_from = 'scratch'\nmax_iters = 10\nrate = 0.1"
 BODY = "print(f'began {init_from} {rate}', flush=True)\nexec(open('body.py').read())"
@@ -60,48 +59,38 @@ class RunTest(FrozenCase):
     def test_a_pending_config_that_is_edited_runs_as_it_was_planned(self) -> None:
         self.rate("a", 0.1)
         self.rate("b", 0.2)
-        runner = self.held("--configs", "a.py", "b.py")
+        self.rate("configs/c", 0.3)
+        runner = self.held("--configs", "a.py", "b.py", "configs/c.py")
         self.rate("b", 0.9)
+        shutil.rmtree(self.dir / "configs")
         self.release(runner)
-        self.assertEqual(self.began("b"), ["began scratch 0.2"])
+        self.assertEqual((self.began("b"), self.began("c")), (["began scratch 0.2"], ["began scratch 0.3"]))
         used = (self.batch() / "b" / "config_used.py").read_bytes()
         self.assertEqual(used, b"rate = 0.2\n")
         metadata = self.json(self.batch() / "b" / "experiment_metadata.json")
         self.assertEqual(metadata["config_sha256"], hashlib.sha256(used).hexdigest())
         self.assertEqual(self.result("b")["settings"], {"rate": 0.2})
-
-    def test_a_pending_config_that_is_edited_is_no_change_of_the_code(self) -> None:
-        self.rate("a", 0.1)
-        self.rate("b", 0.2)
-        runner = self.held("--configs", "a.py", "b.py")
-        self.rate("b", 0.9)
-        self.release(runner)
-        self.assertEqual(self.result("b")["warnings"], ["printed no step"])
-
-    def test_a_pending_config_that_is_moved_away_runs_all_the_same(self) -> None:
-        self.rate("a", 0.1)
-        self.rate("configs/b", 0.2)
-        runner = self.held("--configs", "a.py", "configs/b.py")
-        shutil.rmtree(self.dir / "configs")
-        self.release(runner)
-        self.assertEqual(self.began("b"), ["began scratch 0.2"])
+        self.assertEqual(self.result("b")["warnings"], ["printed no step"])  # an edited config is no edited code
 
     def test_a_config_that_is_edited_while_the_trainer_imports_is_read_as_it_was_planned(self) -> None:
         self.strict_trainer(f"{CHILD_TOOLS}\nopen('imports', 'w').close()\nawait_file('go')\n{SETTINGS}", BODY)
         self.rate("a", 0.111)
         runner = self.start("--configs", "a.py")
-        while not (self.dir / "imports").exists():
-            self.assertIsNone(runner.poll())
+        wait_for((self.dir / "imports").exists, "the imports")
         self.rate("a", 0.999)
         self.release(runner)
         self.assertEqual(self.began("a"), ["began scratch 0.111"])
         self.assertEqual((self.batch() / "a" / "config_used.py").read_text(), "rate = 0.111\n")
 
-    def test_the_trainer_gets_the_copy_in_plan_under_the_config_s_own_name(self) -> None:
+    def test_the_trainer_gets_the_one_copy_in_plan_under_the_config_s_own_name(self) -> None:
         self.rate("configs/a", 0.2)
-        self.forked("--configs", "configs/a.py")
-        command = self.json(self.batch() / "a" / "experiment_metadata.json")["command"]
-        self.assertEqual(Path(command[2]), Path("experiments") / self.batch().name / "plan" / "a.py")
+        self.forked("--configs", "configs/a.py", "--sweep", "rate=0.3,0.4")
+        self.assertEqual(sorted(os.listdir(self.batch() / "plan")), ["a.py", "plan.json"])
+        planned = self.planned_lines()
+        self.assertEqual([line["sweep"] for line in planned.values()], [{"rate": "0.3"}, {"rate": "0.4"}])
+        for name in planned:
+            command = self.json(self.batch() / name / "experiment_metadata.json")["command"]
+            self.assertEqual(Path(command[2]), Path("experiments") / self.batch().name / "plan" / "a.py")
 
     def test_two_configs_of_one_name_are_both_kept_and_each_runs_its_own(self) -> None:
         self.rate("big/model", 0.2)
@@ -112,12 +101,6 @@ class RunTest(FrozenCase):
         self.assertEqual(copies, {"big/model.py": "model.py", "small/model.py": "2/model.py"})
         logs = {line["config_path"]: self.began(name) for name, line in lines.items()}
         self.assertEqual(logs, {"big/model.py": ["began scratch 0.2"], "small/model.py": ["began scratch 0.3"]})
-
-    def test_a_sweep_freezes_its_config_once(self) -> None:
-        self.rate("a", 0.2)
-        self.forked("--configs", "a.py", "--sweep", "rate=0.3,0.4")
-        self.assertEqual(sorted(os.listdir(self.batch() / "plan")), ["a.py", "plan.json"])
-        self.assertEqual([line["sweep"] for line in self.planned_lines().values()], [{"rate": "0.3"}, {"rate": "0.4"}])
 
     def test_the_plan_is_there_before_the_first_launch_and_is_never_written_again_by_the_batch(self) -> None:
         self.rate("a", 0.1)
@@ -166,11 +149,9 @@ class ResumeTest(FrozenCase):
     def interrupted(self, *args: Any) -> None:
         for name, rate in (("done", 0.2), ("stopped", 0.3), ("later", 0.4)):
             self.rate(name, rate)
-        self.body(f"{SAVES}if rate == 0.3:\n    live_on()")
-        runner = self.start("--stop_signal", "TERM", "--configs", "done.py", "stopped.py", "later.py", *args)
-        self.wait_for_line("stopped", b"saved\n")
-        runner.send_signal(signal.SIGINT)
-        self.ended(runner, 130)
+        self.body(f"{SAVES}if rate == 0.3:\n    os.kill(os.getppid(), signal.SIGINT)\n    live_on()")
+        configs = ("--configs", "done.py", "stopped.py", "later.py")
+        self.forked("--stop_signal", "TERM", *configs, *args, expect=130)
         self.body("")
 
     def failed(self, saves: bool = True) -> None:
@@ -179,52 +160,48 @@ class ResumeTest(FrozenCase):
         self.forked("--configs", "a.py", expect=1)
         self.body("")
 
-    def test_what_was_interrupted_goes_on_with_its_frozen_config_and_a_warning_names_the_edit(self) -> None:
+    def test_each_edit_is_said_and_taken_up_only_by_what_never_started(self) -> None:
         self.interrupted()
-        self.rate("stopped", 0.9)
+        for name in ("done", "stopped", "later"):
+            self.rate(name, 0.9)
         dry = self.forked("--resume", "--dry_run").stdout
+        self.assertIn("# done: completed, left alone\n", dry)
+        kept = "stopped: warning: stopped.py was edited; what was interrupted goes on with experiments/"
         for out in (dry, self.forked("--resume").stdout):
-            self.assertIn(
-                "stopped: warning: stopped.py was edited; what was interrupted goes on with experiments/", out
-            )
+            self.assertIn("done: completed, but its config has changed since: done.py", out)
+            self.assertIn(kept, out)
             self.assertIn("stopped: continues from ckpt_5.pt", out)
-        self.assertEqual(self.began("stopped")[-1], "began resume 0.3")
-        self.assertEqual((self.batch() / "stopped" / "config_used.py").read_text(), "rate = 0.3\n")
-
-    def test_what_never_started_takes_up_the_edit_and_that_is_said(self) -> None:
-        self.interrupted()
-        self.rate("later", 0.9)
-        dry = self.forked("--resume", "--dry_run").stdout
-        for out in (dry, self.forked("--resume").stdout):
             self.assertIn("later: takes up the edited later.py", out)
-        self.assertEqual(self.began("later"), ["began scratch 0.9"])
-        self.assertEqual(self.result("later")["settings"], {"rate": 0.9})
+        began = [self.began(name)[-1] for name in ("done", "stopped", "later")]
+        self.assertEqual(began, ["began scratch 0.2", "began resume 0.3", "began scratch 0.9"])
+        self.assertEqual((self.result("done")["attempts"], self.result("later")["settings"]), (1, {"rate": 0.9}))
+        self.assertEqual((self.batch() / "stopped" / "config_used.py").read_text(), "rate = 0.3\n")
         used = (self.batch() / "later" / "config_used.py").read_bytes()
         self.assertEqual(used, b"rate = 0.9\n")
         self.assertEqual(self.planned_lines()["later"]["config_sha256"], hashlib.sha256(used).hexdigest())
 
-    def test_what_failed_takes_up_the_edit_and_continues_from_its_checkpoint(self) -> None:
+    def test_what_failed_takes_up_the_edit_which_is_frozen_in_its_turn_and_continues_from_its_checkpoint(self) -> None:
         self.failed()
         self.rate("a", 0.9)
+        self.body("raise SystemExit(3)")
         dry = self.forked("--resume", "--dry_run").stdout
-        for out in (dry, self.forked("--resume").stdout):
+        [command] = self.planned("--resume").values()
+        for out in (dry, self.forked("--resume", expect=1).stdout):
             self.assertIn("a: takes up the edited a.py", out)
             self.assertIn("a: continues from ckpt_5.pt", out)
-        self.assertEqual(self.began("a")[-1], "began resume 0.9")
+        self.assertEqual(self.json(self.batch() / "a" / "experiment_metadata.json")["command"], command)
+        self.assertEqual((self.dir / command[2]).read_text(), "rate = 0.9\n")
+        self.body("")
+        self.assertNotIn("edited", self.forked("--resume").stdout)
+        self.assertEqual(self.began("a"), ["began scratch 0.2", "began resume 0.9", "began resume 0.9"])
+        copies = sorted(path.read_text() for path in (self.batch() / "plan").rglob("a.py"))
+        self.assertEqual(copies, ["rate = 0.2\n", "rate = 0.9\n"])
 
     def test_what_failed_without_a_checkpoint_takes_up_the_edit_and_starts_over(self) -> None:
         self.failed(saves=False)
         self.rate("a", 0.9)
         self.assertIn("a: starts over: no checkpoint", self.forked("--resume").stdout)
         self.assertEqual(self.began("a"), ["began scratch 0.9"])
-
-    def test_the_command_of_a_dry_run_names_a_config_that_says_what_will_run(self) -> None:
-        self.failed()
-        self.rate("a", 0.9)
-        [command] = self.planned("--resume").values()
-        self.forked("--resume")
-        self.assertEqual(self.json(self.batch() / "a" / "experiment_metadata.json")["command"], command)
-        self.assertEqual((self.dir / command[2]).read_text(), "rate = 0.9\n")
 
     def test_comments_and_layout_are_no_edit(self) -> None:
         self.interrupted()
@@ -234,28 +211,6 @@ class ResumeTest(FrozenCase):
         for word in ("edited", "changed"):
             self.assertNotIn(word, out)
         self.assertEqual(set(self.statuses().values()), {"completed"})
-
-    def test_a_completed_one_is_left_alone_and_its_edit_is_said(self) -> None:
-        self.interrupted()
-        self.rate("done", 0.9)
-        dry = self.forked("--resume", "--dry_run").stdout
-        self.assertIn("# done: completed, left alone\n", dry)
-        for out in (dry, self.forked("--resume").stdout):
-            self.assertIn("done: completed, but its config has changed since: done.py", out)
-        self.assertEqual(self.began("done"), ["began scratch 0.2"])
-        self.assertEqual(self.result("done")["attempts"], 1)
-
-    def test_an_edit_that_was_taken_up_is_frozen_in_its_turn_and_the_first_copy_stays(self) -> None:
-        self.failed()
-        self.rate("a", 0.9)
-        self.body("raise SystemExit(3)")
-        self.forked("--resume", expect=1)
-        self.body("")
-        out = self.forked("--resume").stdout
-        self.assertNotIn("edited", out)
-        self.assertEqual(self.began("a")[-1], "began resume 0.9")
-        copies = sorted(path.read_text() for path in (self.batch() / "plan").rglob("a.py"))
-        self.assertEqual(copies, ["rate = 0.2\n", "rate = 0.9\n"])
 
     def test_a_batch_that_was_copied_elsewhere_goes_on_with_nothing_but_the_trainer(self) -> None:
         self.interrupted()
@@ -273,22 +228,15 @@ class ResumeTest(FrozenCase):
         self.assertTrue((there / "copy" / "stopped" / "stdout.log").read_text().endswith("began resume 0.3\n"))
         self.assertTrue((there / "copy" / "report.html").exists())
 
-    def test_with_the_summary_lost_the_plan_has_all_that_was_pending(self) -> None:
+    def test_with_the_summary_lost_the_plan_has_all_that_was_pending_and_only_a_resume_writes_it_anew(self) -> None:
         self.interrupted("--max_iters", "7")
         before = self.plan_bytes()
         (self.batch() / "experiment_summary.json").unlink()
-        self.assertIn("later", self.forked("--status").stdout)
-        self.assertEqual(self.plan_bytes(), before)
-        self.forked("--resume")
-        self.assertEqual(self.statuses(), {"done": "completed", "stopped": "completed", "later": "completed"})
-        self.assertEqual(self.result("later")["overrides"], {"max_iters": 7})
-
-    def test_only_a_resume_writes_the_plan_anew_and_a_dry_run_of_it_does_not(self) -> None:
-        self.interrupted()
-        before = self.plan_bytes()
-        for mode in (["--status"], ["--report"], ["--resume", "--dry_run", "--max_iters", "7"]):
-            self.forked(*mode)
+        for mode in (["--status"], ["--report"], ["--resume", "--dry_run", "--max_iters", "8"]):
+            self.assertIn("report" if mode == ["--report"] else "later", self.forked(*mode).stdout)
             self.assertEqual(self.plan_bytes(), before, mode)
-        self.forked("--resume", "--max_iters", "7")
-        overrides = {name: line["overrides"] for name, line in self.planned_lines().items()}
-        self.assertEqual(overrides, {"done": {}, "stopped": {"max_iters": "7"}, "later": {"max_iters": "7"}})
+        self.forked("--resume", "--max_iters", "8")
+        self.assertEqual(self.statuses(), {"done": "completed", "stopped": "completed", "later": "completed"})
+        self.assertEqual(self.result("later")["overrides"], {"max_iters": 8})
+        overrides = {name: line["overrides"]["max_iters"] for name, line in self.planned_lines().items()}
+        self.assertEqual(overrides, {"done": "7", "stopped": "8", "later": "8"})

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import termios
 import unittest
 from pathlib import Path
 from typing import Any
 
 from tests.faulty import DEAF, HIDE_PROC, QUICK, FaultyCase, children, stat_of
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, is_running, wait_for
+from tests.terminal import Terminal
 from tests.test_lost import UNSHARE, can_be_pid_1
 
 TREE = DEAF + (
@@ -150,30 +150,15 @@ live_on()
         self.go("checked")
         outer.communicate(timeout=PATIENCE)
 
-    def in_terminal(self, *args: Any) -> tuple[subprocess.Popen[bytes], int]:
-        """The runner as the first process of a terminal, and the terminal's other end."""
-        outer, inner = os.openpty()
-        command = [sys.executable, str(RUNNER), *map(str, args)]
-        runner = subprocess.Popen(
-            command,
-            cwd=self.dir,
-            stdin=inner,
-            stdout=inner,
-            stderr=inner,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )
-        os.close(inner)
-        self.addCleanup(runner.wait)
-        self.addCleanup(runner.kill)
-        return runner, outer
-
     def test_with_the_terminal_closed_and_the_runner_killed_the_tree_is_ended(self) -> None:
         self.config("a", TREE)
-        runner, terminal = self.in_terminal("--configs", "a.py", "--grace", 0.2)
+        command = [sys.executable, str(RUNNER), "--configs", "a.py", "--grace", "0.2"]
+        terminal = Terminal(command, self.dir)
+        self.addCleanup(terminal.process.wait)
+        self.addCleanup(terminal.process.kill)
         pids = self.pids(3)
-        os.close(terminal)
-        self.kill(runner)
+        terminal.close()
+        self.kill(terminal.process)
         self.assert_ended(pids)
 
 
@@ -206,23 +191,13 @@ class GuardianTest(GuardianCase):
         self.assertEqual(self.statuses(), dict.fromkeys("abc", "completed"))
         self.assert_nothing_runs()
 
-    def end(self, number: int, code: int) -> None:
-        """A batch that ends by itself, or by a signal."""
+    def test_a_runner_that_is_stopped_and_one_that_ends_by_itself_leave_no_guardian(self) -> None:
         self.config("a", CHILD_TOOLS + "print('ready', flush=True)\nawait_file('go')")
-        runner = self.start("--configs", "a.py")
-        self.wait_for_line("a", b"ready\n")
-        guardian = self.guardian(runner)
-        runner.send_signal(number) if number else self.go("go")
-        self.assertNotIn("guardian", self.said(runner, code))
-        wait_for(lambda: not is_running(guardian), "the end of the guardian")
-        self.assert_nothing_runs()
-
-    def test_a_runner_that_is_stopped_leaves_no_guardian(self) -> None:
-        self.end(signal.SIGTERM, 143)
-
-    def test_a_runner_that_ends_by_itself_leaves_no_guardian(self) -> None:
-        self.end(0, 0)
-
-
-if __name__ == "__main__":
-    unittest.main()
+        for code in (143, 0):
+            runner = self.start("--configs", "a.py")
+            self.wait_for_line("a", b"ready\n")
+            guardian = self.guardian(runner)
+            runner.terminate() if code else self.go("go")
+            self.assertNotIn("guardian", self.said(runner, code))
+            self.assert_ended([guardian])
+            shutil.rmtree(self.dir / "experiments")

@@ -99,23 +99,6 @@ before("rename replace", rename)
         self.assertEqual((result["error"], result["hint"], result["stderr_tail"]), ("exit code 3", None, ""))
         self.assertIn("CUDA out of memory", result["attempt_history"][0]["error"])
 
-    def test_with_the_summary_lost_all_of_the_plan_is_run(self) -> None:
-        self.config("a")
-        self.config("b")
-        self.body(CHILD_TOOLS + "note_pid()\nlive_on()")
-        runner = self.start("--configs", "a.py", "b.py", "--sweep", "max_iters=20,30", "--batch_size", 4)
-        self.pids(1)
-        runner.send_signal(signal.SIGINT)
-        self.said(runner, 130)
-        (self.batch() / "experiment_summary.json").unlink()
-        self.body("print(max_iters, batch_size)")
-        self.resume()
-        expected = {f"{name}__max_iters_{number}": number for name in "ab" for number in (20, 30)}
-        self.assertEqual(self.statuses(), dict.fromkeys(expected, "completed"))
-        for name, number in expected.items():
-            began = re.findall(r"(?m)^began .*\n.*$", self.log(name).decode())
-            self.assertEqual(began, [f"began scratch 4\n{number} 4"])
-
 
 class WriterTest(FaultyCase):
     HELD_PAGE = """
@@ -129,18 +112,6 @@ before("replace rename", replace)
     def check_page(self) -> None:
         self.assertRegex((self.batch() / "report.html").read_text(), r"(?s)\A<!DOCTYPE html>.*</html>\s*\Z")
         self.assertEqual([path.name for path in self.batch().iterdir() if path.name.startswith(".")], [])
-
-    def test_two_that_write_the_page_at_the_same_time_do_not_disturb_each_other(self) -> None:
-        self.config("a", "print('step 1: train loss 1.0, val loss 1.0')")
-        self.run_runner("--configs", "a.py", expect=0)
-        self.addCleanup(self.go, "open")
-        self.go("hold")
-        slow = self.start_faulty(self.HELD_PAGE, "--report")
-        self.await_file("open_held")
-        self.run_runner("--report", expect=0)
-        self.go("open")
-        self.said(slow, 0)
-        self.check_page()
 
     def test_a_page_that_is_asked_for_beside_a_running_batch_does_not_disturb_it(self) -> None:
         self.config("a", CHILD_TOOLS + "print('step 1: train loss 1.0, val loss 1.0')\nawait_file('go')")
@@ -257,7 +228,3 @@ while not os.path.exists("go"):
         self.wait_for_line("b", b"zombies 0\n")
         self.go("go")
         self.said(runner, 0)
-
-
-if __name__ == "__main__":
-    unittest.main()

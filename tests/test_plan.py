@@ -13,7 +13,7 @@ import unittest
 from typing import Optional
 
 import run_experiments as runner
-from tests.support import RUNNER, RunnerCase
+from tests.support import RunnerCase
 
 SETTINGS = "learning_rate = 1e-3\nseed = 1\ncompile = False\nwandb_run_name = 'mine'\ndataset = 'x'"
 
@@ -33,10 +33,6 @@ class ConfigsTest(RunnerCase):
         runs = ["run", "run_1", "run_2", "run_02b", "run_10"]
         self.assertEqual(self.names("run*.py", "b.py", "a.py"), [*runs, "b", "a"])
 
-    def test_names_of_any_digits_can_be_sorted(self) -> None:
-        self.touch(*(f"d/{name}.py" for name in ("²3", "3²", "٣", "a٣b", "1", "a1b", "½", "x")))
-        self.assertEqual(len(self.names("d/*.py")), 8)
-
     def test_one_file_by_two_names_is_one_config_and_a_link_keeps_its_own_name(self) -> None:
         self.touch("config/a.py", "b.py")
         os.symlink("a.py", self.dir / "config" / "link.py")
@@ -49,14 +45,6 @@ class ConfigsTest(RunnerCase):
         self.touch("config/a.py", "config/x/b.py", "config/x/y/c.py", "config/x/notes.txt", "config/more.py/x.txt")
         self.assertEqual(sorted(self.names("config/**/*.py")), ["a", "b", "c"])
         self.assertEqual(self.names("config/*"), ["a"])
-
-    def test_the_programs_among_the_matches_are_left_out_and_named(self) -> None:
-        self.touch("configurator.py", "easy.py", "lib/configurator.py")
-        os.symlink(RUNNER, self.dir / "run_experiments.py")
-        said = self.forked("--dry_run", "--configs", "*.py", "lib/*.py").stdout
-        left_out = ["configurator.py", "run_experiments.py", "train_run.py", "lib/configurator.py"]
-        self.assertEqual(re.findall(r"(?m)^# left out.* (\S+)$", said), left_out)
-        self.assertEqual(self.names("*.py"), ["easy"])
 
     def test_a_name_that_looks_like_a_pattern_or_an_option_is_taken_as_it_is_where_it_exists(self) -> None:
         self.touch("a[1].py", "a1.py", "star*.py", "starry.py", "what?.py", "-x.py", "--device.py")
@@ -83,19 +71,6 @@ class NamesTest(unittest.TestCase):
         for paths, names in table:
             with self.subTest(paths=paths):
                 self.assertEqual(runner.config_names([path.replace("/", os.sep) for path in paths]), names)
-
-    def test_names_of_one_stem_in_one_directory_are_numbered(self) -> None:
-        self.assertEqual(runner.unique(runner.config_names(["a.py", "a.txt", "a.cfg"])), ["a", "a_2", "a_3"])
-
-    def test_a_number_that_is_taken_already_is_passed_over(self) -> None:
-        self.assertEqual(runner.unique(["a", "a_2", "a"]), ["a", "a_2", "a_3"])
-        self.assertEqual(runner.unique(["a", "A", "a"]), ["a", "A_2", "a_3"])
-
-    def test_the_names_of_the_runners_own_files_are_not_taken(self) -> None:
-        for name in ("master_log.txt", "experiment_summary.json", "report.html", "runner.lock"):
-            with self.subTest(name=name):
-                self.assertNotEqual(runner.clean_name(name), name)
-                self.assertTrue(runner.clean_name(name).startswith(name))
 
     def test_a_long_stem_is_cut_to_a_name_of_its_own(self) -> None:
         first, second = "x" * 300 + "a", "x" * 300 + "b"
@@ -149,11 +124,6 @@ class SweepTest(RunnerCase):
             with self.subTest(text=text):
                 self.assertEqual(runner.split_values(text), values)
 
-    def test_the_last_sweep_is_the_fastest_and_no_sweep_is_one_point(self) -> None:
-        points = list(runner.sweep_points({"a": ["1", "2"], "b": ["x", "y", "z"]}))
-        self.assertEqual([f"{point['a']}{point['b']}" for point in points], ["1x", "1y", "1z", "2x", "2y", "2z"])
-        self.assertEqual(list(runner.sweep_points({})), [{}])
-
     def plan(self, *args: str, settings: str = SETTINGS, **configs: str) -> dict[str, list[str]]:
         """Name -> settings on the command line, of configs with these sources."""
         self.strict_trainer(settings)
@@ -203,24 +173,7 @@ class CommandTest(RunnerCase):
         self.assertEqual(done.stdout.split(b"\0")[:-1], [os.fsencode(word) for words in commands for word in words])
 
     def test_a_shell_takes_the_line_as_the_command(self) -> None:
-        words = [
-            "plain",
-            "",
-            " ",
-            "a b",
-            "it's",
-            '"',
-            "$HOME",
-            "`id`",
-            "\\",
-            "*",
-            "~",
-            "#x",
-            "!",
-            "a=b",
-            "{a,b}",
-            ";&|",
-        ]
+        words = ["plain", "", " ", "a b", "it's", *'"\\*~!', "$HOME", "`id`", "#x", "a=b", "{a,b}", ";&|"]
         words += ["line\nbreak", "\t", "\x1b[31m", "\x7f", "\udcff\udcfe", "é", "世界", "\u202e", "\r", "'\n'", "\x01f"]
         self.through_bash([[*words, os.fsdecode(bytes(range(1, 256))), "\\x41\n", "trailing\n", "\n", "-n", "--"]])
 
@@ -262,7 +215,7 @@ class CommandTest(RunnerCase):
 class DurationTest(RunnerCase):
     def test_durations_are_read(self) -> None:
         self.config("a")
-        table = {"90": 90, "1.5": 1.5, "0.25s": 0.25, "30m": 1800, "2h": 7200, "1d12h": 129600, "1d2h3m4.5s": 93784.5}
+        table = {"90": 90, "0.25s": 0.25, "30m": 1800, "1d2h3m4.5s": 93784.5}
         for text, seconds in table.items():
             with self.subTest(text=text):
                 self.forked("--configs", "a.py", "--launcher", "true", "--timeout", text)
@@ -275,21 +228,9 @@ class DurationTest(RunnerCase):
                 self.assertIn(repr(text), self.forked("--configs", "a.py", f"--timeout={text}", expect=2).stderr)
 
     def test_durations_are_shown_for_people(self) -> None:
-        table: list[tuple[Optional[float], str]] = [
-            (None, "-"),
-            (math.nan, "-"),
-            (math.inf, "-"),
-            (0.0, "0s"),
-            (3.14, "3.1s"),
-            (59.9, "59.9s"),
-            (60.0, "1m"),
-            (61.9, "1m1s"),
-            (3600.0, "1h"),
-            (3661.0, "1h1m"),
-            (86400.0, "1d"),
-            (129600.0, "1d12h"),
-            (10 * 86400.0, "10d"),
-        ]
-        for seconds, text in table:
+        table: dict[Optional[float], str] = {None: "-", math.nan: "-", math.inf: "-", 0.0: "0s", 3.14: "3.1s"}
+        table.update({59.9: "59.9s", 60.0: "1m", 61.9: "1m1s", 3600.0: "1h", 3661.0: "1h1m", 86400.0: "1d"})
+        table.update({129600.0: "1d12h", 10 * 86400.0: "10d"})
+        for seconds, text in table.items():
             with self.subTest(seconds=seconds):
                 self.assertEqual(runner.show_duration(seconds), text)

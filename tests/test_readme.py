@@ -8,13 +8,10 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
-import unittest
 from collections.abc import Iterable
-from pathlib import Path
 
 import run_experiments as runner
-from tests.support import PATIENCE, ROOT, RUNNER
+from tests.support import ROOT, RUNNER, TESTS, RunnerCase
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 THIS_RUN = "python3 -m unittest"
@@ -31,7 +28,7 @@ def named() -> set[str]:
     return {word for code in re.findall(r"`([^`\n]+)`", text) for word in re.findall(r"(?:--)?\w+", code)}
 
 
-class CompleteTest(unittest.TestCase):
+class CompleteTest(RunnerCase):
     def test_the_first_screen_has_the_two_commands(self) -> None:
         first = README.splitlines()[:45]
         self.assertTrue([line for line in first if line.startswith("python3 run_experiments.py --configs ")])
@@ -47,19 +44,14 @@ class CompleteTest(unittest.TestCase):
     def assert_all_named(self, words: Iterable[str]) -> None:
         self.assertEqual(set(words) - named(), set(), "not in README.md")
 
-    def options(self) -> set[str]:
-        """Those that --help lists."""
+    def test_every_option_is_named_and_no_other(self) -> None:
         done = subprocess.run([sys.executable, str(RUNNER), "--help"], capture_output=True, text=True, check=True)
-        return set(re.findall(r"(?m)^  (?:-h, )?(--\w+)", done.stdout))
-
-    def test_every_option_is_named(self) -> None:
-        self.assertIn("--configs", self.options())
-        self.assert_all_named(self.options())
-
-    def test_no_option_is_named_that_does_not_exist(self) -> None:
+        options = set(re.findall(r"(?m)^  (?:-h, )?(--\w+)", done.stdout))
+        self.assertIn("--configs", options)
+        self.assert_all_named(options)
         rows = re.findall(r"(?m)^\| (`--[^|]*) \|", README[README.index("\n## Options") : README.index("\n## Files")])
         given = {option for row in rows for option in re.findall(r"`(--\w+)", row)}
-        self.assertEqual(given - self.options(), {"--any_setting"})
+        self.assertEqual(given - options, {"--any_setting"})
 
     def test_every_status_and_every_exit_code_is_named(self) -> None:
         statuses = "pending running completed failed timeout interrupted error".split()
@@ -73,33 +65,19 @@ class CompleteTest(unittest.TestCase):
         self.assert_all_named(item.name for item in dataclasses.fields(runner.Metrics))
 
     def test_every_key_of_real_files_is_named(self) -> None:
-        with tempfile.TemporaryDirectory(prefix="run_experiments_test_") as name:
-            folder = Path(name)
-            for each in ("train_run.py", "configurator.py"):
-                shutil.copy(ROOT / "tests" / each, folder)
-            (folder / "easy.py").write_text("max_iters = 2\neval_iters = 1\n")
-            command = [sys.executable, str(ROOT / "run_experiments.py")]
-            for arguments in (["--configs", "easy.py", "--device", "cuda"], ["--resume", "--device", "cpu"]):
-                subprocess.run([*command, *arguments], cwd=folder, capture_output=True, timeout=4 * PATIENCE)
-            status = subprocess.run([*command, "--status", "--json"], cwd=folder, capture_output=True, check=True)
-            both = subprocess.run(
-                [*command, "--status", "experiments/latest", "experiments/latest/", "--json"],
-                cwd=folder,
-                capture_output=True,
-                check=True,
-            )
-            batch = folder / "experiments" / "latest"
-            planned = json.loads((batch / "plan" / "plan.json").read_bytes())
-            summary = json.loads((batch / "experiment_summary.json").read_bytes())
-            result = json.loads((batch / "easy" / "experiment_result.json").read_bytes())
-            metadata = json.loads((batch / "easy" / "experiment_metadata.json").read_bytes())
+        for each in ("train_run.py", "configurator.py"):
+            shutil.copy(TESTS / each, self.dir)
+        self.config("easy", "max_iters = 2\neval_iters = 1\n")
+        self.forked("--configs", "easy.py", "--device", "cuda", expect=1)
+        self.forked("--resume", "--device", "cpu")
+        shown = json.loads(self.forked("--status", "--json").stdout)
+        several = json.loads(self.forked("--status", "experiments/latest", "experiments/latest/", "--json").stdout)
+        planned, summary, result = self.json(self.batch() / "plan" / "plan.json"), self.summary(), self.result("easy")
+        metadata = self.json(self.batch() / "easy" / "experiment_metadata.json")
         self.assertEqual((result["status"], result["attempts"]), ("completed", 2))
-        shown = json.loads(status.stdout)
-        several = json.loads(both.stdout)
         records = (summary, *summary["resumes"], result, *result["attempt_history"], metadata, shown, several)
-        for value in (*records, planned, planned["experiments"][0]):
+        for value in (*records, planned, planned["experiments"][0], shown["experiments"][0]):
             self.assert_all_named(value)
-        self.assert_all_named(shown["experiments"][0])
 
     def test_every_key_of_what_only_some_batches_have_is_named(self) -> None:
         self.assert_all_named(item.name for item in dataclasses.fields(runner.SeedGroup))

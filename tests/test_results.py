@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import shlex
 import shutil
-import subprocess
 import time
 from datetime import datetime
 from typing import Any
@@ -28,29 +26,16 @@ METADATA_KEYS = (
     "config_name config_path config_sha256 command command_line global_overrides overrides attempt start_time"
     " working_directory python_executable python_version hostname platform pid git cuda_visible_devices"
 ).split()
-TORCHRUN = (
-    "[rank0]: Traceback (most recent call last):\n[rank0]:   File 'x', line 1\n[rank0]: KeyError: 'wte'\n"
-    "Traceback (most recent call last):\n  File 'y'\ntorch.distributed.ChildFailedError: \n"
-)
 CHAINED = "try:\n    1 / 0\nexcept Exception:\n    {}\nraise OSError(5, 'disk')"
 ERRORS = {  # name -> what the training does, how its error begins
-    "plain": ("raise ValueError('Unknown config key: foo')", "exit code 1: ValueError: Unknown config key: foo"),
-    "bare": ("assert False", "exit code 1: AssertionError"),
-    "own": ("class Diverged(Exception): pass\nraise Diverged('at 7')", "exit code 1: .*Diverged: at 7"),
     "lines": ("raise ValueError('first\\n  second\\nthird')", "exit code 1: ValueError: first"),
     "chained": (CHAINED.format("raise KeyError('a')"), "exit code 1: KeyError: 'a'"),
     "not_last": (CHAINED.format("import traceback; traceback.print_exc()"), r"exit code 1: OSError: \[Errno 5\] disk"),
-    "ctrl_c": ("raise KeyboardInterrupt", ".*KeyboardInterrupt"),
     "odd": ("raise ValueError('\x1b[31mred \\udcff ' + 'x' * 9999)", "exit code 1: ValueError: "),
-    "syntax": ("exec('x = = 1')", "exit code 1: SyntaxError: invalid syntax"),
-    "torchrun": (f"import sys\nsys.stderr.write({TORCHRUN!r})\nsys.exit(1)", "exit code 1: KeyError: 'wte'$"),
-    "words": ("import sys\nprint('just words', file=sys.stderr)\nsys.exit(7)", "exit code 7$"),
     "no_text": ("import os\nos.write(2, b'\\xff\\0 odd\\rlast words')\nos._exit(4)", "exit code 4$"),
     "segv": ("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)", "killed by SIGSEGV$"),
     "kill": ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "killed by SIGKILL$"),
-    **{f"code_{code}": (f"import sys\nsys.exit({code})", f"exit code {code}$") for code in (3, 128, 255)},
     "code_137": ("import sys\nsys.exit(137)", r"exit code 137 \(SIGKILL\)$"),
-    "code_143": ("import sys\nsys.exit(143)", r"exit code 143 \(SIGTERM\)$"),
 }
 
 
@@ -81,32 +66,11 @@ class EndingTest(RunnerCase):
         result = self.result_of("import sys\nfor i in range(50): print(i, file=sys.stderr)\nsys.exit(1)")
         self.assertEqual(result["stderr_tail"].splitlines(), [str(i) for i in range(30, 50)])
 
-    def test_the_known_troubles_get_their_remedy(self) -> None:
-        table = [
-            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "--batch_size"),
-            ("RuntimeError: DefaultCPUAllocator: can't allocate memory", "--batch_size"),
-            ("RuntimeError: CUDA error: invalid device ordinal", "cuda:0"),
-            ("RuntimeError: Found no NVIDIA driver on your system.", "--device cpu"),
-            ("AssertionError: Torch not compiled with CUDA enabled", "--device cpu"),
-            ("wandb.errors.UsageError: api_key not configured (no-tty)", "--wandb_enabled false"),
-            ("ModuleNotFoundError: No module named 'wandb'", "--wandb_enabled false"),
-            ("ValueError: Unknown config key: foo", "setting"),
-            ('  File "<string>", line 43, in <module>\nAssertionError', "type"),
-        ]
-        for number, (text, _) in enumerate(table):
-            said = f"Traceback (most recent call last):\n{text}\n"
-            self.config(f"run_{number}", f"import sys\nsys.stderr.write({said!r})\nsys.exit(1)")
-        self.forked("--configs", "run_*.py", "--jobs", 4, expect=1)
-        for number, (text, remedy) in enumerate(table):
-            with self.subTest(text=text):
-                self.assertIn(remedy, self.result(f"run_{number}")["hint"])
-
     def test_what_the_real_configurator_dies_of_gets_its_remedy_on_the_console_as_well(self) -> None:
         for name in ("train_run.py", "configurator.py"):
             shutil.copy(TESTS / name, self.dir)
         self.config("one", "max_iters = 1\n")
         for argument, error, remedy in (
-            ("--foo=1", "ValueError: Unknown config key: foo", "setting"),
             ("--batch_size=1.5", "AssertionError", "type"),
             ("--device=cuda", "RuntimeError: Found no NVIDIA driver", "--device cpu"),
         ):
@@ -186,39 +150,6 @@ class FilesTest(RunnerCase):
             if path.is_file():
                 self.assertNotIn(b"secret42", path.read_bytes(), path)
 
-    def test_the_commit_is_recorded_in_a_checkout_and_null_elsewhere(self) -> None:
-        self.config("one")
-        self.run_runner("--configs", "one.py", expect=0, env={**os.environ, "GIT_CEILING_DIRECTORIES": "/"})
-        self.assertIsNone(self.json(self.batch() / "one" / "experiment_metadata.json")["git"])
-        git = ["git", "-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=trunk"]
-        subprocess.run([*git, "init", "-q"], cwd=self.dir, check=True)
-        self.forked("--configs", "one.py")
-        state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
-        self.assertIsNone(state and state["commit"])
-        for command in (["add", "one.py"], ["commit", "-qm", "first"]):
-            subprocess.run([*git, *command], cwd=self.dir, check=True)
-        commit = subprocess.run(
-            [*git, "rev-parse", "HEAD"], cwd=self.dir, capture_output=True, text=True
-        ).stdout.strip()
-        for text, dirty in (("", False), ("x = 1", True)):
-            self.config("one", text)
-            self.forked("--configs", "one.py")
-            state = self.json(self.batch() / "one" / "experiment_metadata.json")["git"]
-            self.assertEqual(state, {"commit": commit, "branch": "trunk", "dirty": dirty})
-
-    def test_the_settings_in_which_experiments_differ_are_in_the_table(self) -> None:
-        (self.dir / "train_run.py").write_text(
-            "n_layer = 2\nseed = 1\nexec(open('configurator.py').read())\nprint('iter 0: loss 1.0')\n"
-        )
-        (self.dir / "configurator.py").write_text("")
-        self.config("small", "n_layer = 3")
-        self.config("large", "n_layer = 12")
-        done = self.forked("--configs", "small.py", "large.py")
-        table = done.stdout[done.stdout.index("experiment  ") :]
-        self.assertRegex(table, r"experiment +status +step +duration +n_layer *\n")
-        self.assertRegex(table, r"large +completed +0 +\S+ +12 *\n")
-        self.assertNotIn("seed", table)
-
 
 class TogetherTest(RunnerCase):
     def test_batches_that_start_in_one_second_get_directories_of_their_own(self) -> None:
@@ -242,23 +173,17 @@ class TogetherTest(RunnerCase):
         self.assertEqual([each.name for each in base.iterdir() if each.name.startswith(".")], [])
 
     def test_every_read_of_the_summary_during_a_batch_is_valid_json(self) -> None:
-        names = [f"run_{number}" for number in range(30)]
+        names = [f"run_{number}" for number in range(12)]
         for name in names:
             self.config(name, "print('step 1: train loss 1.0, val loss 1.0')")
         runner = self.start("--configs", "run_*.py", "--jobs", 2, "--quiet")
-        wait_for(lambda: self.batch_exists(), "the summary")
-        path, seen = self.batch() / "experiment_summary.json", set()
+        path, seen = self.dir / "experiments" / "latest" / "experiment_summary.json", set()
+        wait_for(path.exists, "the summary")
         while runner.poll() is None:
             summary = json.loads(path.read_bytes())
-            self.assertEqual(list(summary["results"]), names)
+            self.assertEqual((list(summary["results"]), summary["total_experiments"]), (names, 12))
             time.sleep(0.001)  # leaves the batch a core
-            self.assertEqual(summary["total_experiments"], 30)
             seen.add(summary["completed"])
         self.ended(runner, 0)
         self.assertTrue(seen, "the test never saw the batch at work")
-        self.assertEqual(self.summary()["completed"], 30)
-
-    def batch_exists(self) -> bool:
-        with contextlib.suppress(OSError):
-            return (self.batch() / "experiment_summary.json").exists()
-        return False
+        self.assertEqual(self.summary()["completed"], 12)

@@ -165,10 +165,6 @@ class TrainerFormTest(unittest.TestCase):
                 form = form_or_refusal(text, UNKNOWN)
                 self.assertEqual(configure(type(value)(), f"--chosen={form}"), value)
 
-    def test_for_a_script_without_a_configurator_an_equals_sign_is_left_alone(self) -> None:
-        self.assertEqual(runner.trainer_form("a=b", "x", False), "a=b")
-        self.assertEqual(runner.trainer_form("a=b", UNKNOWN, False), "a=b")
-
     def test_whatever_is_typed_is_either_accepted_by_the_configurator_or_refused_before_it(self) -> None:
         """Texts at random: an accepted one gives the type, a refused one would have died in the trainer."""
         rng = random.Random(20240128)
@@ -268,11 +264,6 @@ class ReadSettingsTest(unittest.TestCase):
             with self.subTest(source=source), self.assertRaisesRegex(ValueError, rf"\A.*script\.py.*{said}.*\Z"):
                 read(source)
 
-    def test_source_nested_beyond_reason_is_told_or_unknown_but_never_a_crash(self) -> None:
-        for source in ("a = " + "(" * 5000, "a = " + "-" * 50000 + "1", "a = " + "+".join("1" * 20000)):
-            with self.subTest(source=source[:10]), contextlib.suppress(ValueError):
-                self.assertIs(read(source)[0]["a"], UNKNOWN)
-
     def test_what_can_not_be_read_raises_oserror(self) -> None:
         with self.assertRaises(FileNotFoundError):
             read_file("nowhere.py")
@@ -293,18 +284,3 @@ class ReadSettingsTest(unittest.TestCase):
                 self.assertEqual((type(settings[key]), settings[key]), (type(real[key]), real[key]))
         known = {key for key, value in settings.items() if value is not UNKNOWN}
         self.assertEqual(known, set(real["config_keys"]))
-
-
-class DidYouMeanTest(unittest.TestCase):
-    def test_near_misses_are_named_and_what_resembles_nothing_is_not(self) -> None:
-        table = [
-            ("bacth_size", ["batch_size", "block_size", "device"], "; did you mean 'batch_size'"),
-            ("learning_rat", ["learning_rate", "min_lr"], "; did you mean 'learning_rate'"),
-            ("xyzzy", ["batch_size", "device"], ""),
-            ("", ["batch_size"], ""),
-            ("batch_size", [], ""),
-        ]
-        for name, candidates, start in table:
-            with self.subTest(name=name):
-                said = runner.did_you_mean(name, candidates)
-                self.assertEqual((said[: len(start)], said[-1:]), (start, "?" if start else ""))

@@ -1,73 +1,25 @@
-"""Headless Chromium for the tests, driven through its DevTools socket with nothing but the standard library."""
+"""Headless Chromium for the tests, driven through its DevTools pipe with nothing but the standard library."""
 
 from __future__ import annotations
 
-import base64
 import contextlib
+import fcntl
 import json
 import os
+import select
 import shutil
-import socket
-import struct
 import subprocess
 import tempfile
 import unittest
 from pathlib import Path
-from typing import Any, Optional
-from urllib.parse import urlsplit
-
-from tests.support import wait_for
+from typing import Any
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --no-first-run --disable-background-networking"
-    " --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-port=0"
+    " --disable-component-update --disable-sync --hide-scrollbars --remote-debugging-pipe"
 ).split()
 ANSWER = 60.0  # seconds: how long a browser on a busy machine may be silent before a test gives up
-
-
-class WebSocket:
-    """A client of a WebSocket server on this machine: text messages only."""
-
-    def __init__(self, url: str) -> None:
-        place = urlsplit(url)
-        self.socket = socket.create_connection((place.hostname or "", place.port or 80), ANSWER)
-        key = base64.b64encode(os.urandom(16)).decode()
-        lines = [f"GET {place.path} HTTP/1.1", f"Host: {place.netloc}", "Upgrade: websocket", "Connection: Upgrade"]
-        lines += [f"Sec-WebSocket-Key: {key}", "Sec-WebSocket-Version: 13", "", ""]
-        self.socket.sendall("\r\n".join(lines).encode())
-        self.file = self.socket.makefile("rb")
-        answer = self.file.readline()
-        if b" 101 " not in answer:
-            raise AssertionError(f"no WebSocket: {answer!r}")
-        while self.file.readline().strip():
-            pass
-
-    def send(self, text: str) -> None:
-        data, mask = text.encode(), os.urandom(4)
-        length = struct.pack("!BBQ", 0x81, 0x80 | 127, len(data))
-        self.socket.sendall(length + mask + bytes(each ^ mask[at % 4] for at, each in enumerate(data)))
-
-    def receive(self) -> str:
-        whole = b""
-        while True:
-            first, second = self.file.read(2)
-            length = second & 127
-            if length == 126:
-                (length,) = struct.unpack("!H", self.file.read(2))
-            elif length == 127:
-                (length,) = struct.unpack("!Q", self.file.read(8))
-            data = self.file.read(length)
-            if first & 15 in (0, 1):
-                whole += data
-                if first & 128:
-                    return whole.decode()
-            elif first & 15 == 8:
-                raise AssertionError("the browser closed the connection")
-
-    def close(self) -> None:
-        self.file.close()
-        self.socket.close()
 
 
 class Browser:
@@ -78,20 +30,27 @@ class Browser:
             raise unittest.SkipTest("Chromium is missing")
         self.folder = tempfile.mkdtemp(prefix="run_experiments_browser_")
         command = [CHROMIUM, *FLAGS, f"--user-data-dir={self.folder}", "about:blank"]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.socket: Optional[WebSocket] = None
-        self.number, self.loaded = 0, False
+        commands, self.sink = os.pipe()
+        self.source, answers = os.pipe()
+        ends = [fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, 10) for each in (commands, answers)]
+
+        def take_ends() -> None:  # where Chromium looks for them
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        quiet = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, stdout=quiet, stderr=quiet, close_fds=False, preexec_fn=take_ends)
+        for each in (commands, answers, *ends):
+            os.close(each)
+        self.session: dict[str, str] = {}
+        self.number, self.loaded, self.unread = 0, False, b""
         self.complaints: list[str] = []
         self.requests: list[str] = []
         try:
-            note = Path(self.folder, "DevToolsActivePort")
-            wait_for(lambda: note.exists() and note.read_text().count("\n"), "Chromium's port")
-            port, path = note.read_text().split("\n")[:2]
-            self.socket = WebSocket(f"ws://127.0.0.1:{port}{path}")
             targets = self.ask("Target.getTargets")["targetInfos"]
             target = next(each["targetId"] for each in targets if each["type"] == "page")
-            self.socket.close()
-            self.socket = WebSocket(f"ws://127.0.0.1:{port}/devtools/page/{target}")
+            attached = self.ask("Target.attachToTarget", targetId=target, flatten=True)
+            self.session = {"sessionId": attached["sessionId"]}
             for domain in ("Page", "Runtime", "Log", "Network"):
                 self.ask(f"{domain}.enable")
         except BaseException:
@@ -99,10 +58,11 @@ class Browser:
             raise
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, AssertionError, ValueError):
+        self.session = {}
+        with contextlib.suppress(OSError, AssertionError):
             self.ask("Browser.close")
-        if self.socket:
-            self.socket.close()
+        for each in (self.sink, self.source):
+            os.close(each)
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
@@ -112,9 +72,9 @@ class Browser:
 
     def ask(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The answer to one DevTools command; events that come before it are kept."""
-        assert self.socket
         self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
+        text = json.dumps({"id": self.number, "method": method, "params": parameters, **self.session})
+        os.write(self.sink, text.encode() + b"\0")
         while True:
             message = self.take()
             if message.get("id") == self.number:
@@ -123,8 +83,13 @@ class Browser:
                 return dict(message["result"])
 
     def take(self) -> dict[str, Any]:
-        assert self.socket
-        message = json.loads(self.socket.receive())
+        while b"\0" not in self.unread:
+            data = os.read(self.source, 1 << 16) if select.select([self.source], [], [], ANSWER)[0] else b""
+            if not data:
+                raise AssertionError("the browser says nothing more")
+            self.unread += data
+        text, _, self.unread = self.unread.partition(b"\0")
+        message = json.loads(text)
         assert isinstance(message, dict)
         method, parameters = message.get("method"), message.get("params", {})
         if method == "Network.requestWillBeSent":

@@ -286,23 +286,6 @@ class PageTest(unittest.TestCase):
         self.wait_for_js("document.querySelector('.counts')?.textContent.includes('finished')")
         self.assertIsNone(self.browser.run("data.reload"))
 
-    def test_ten_settings_fit_a_window_of_1280_pixels(self) -> None:
-        case = self.case(state="running")
-        keys = (
-            "learning_rate batch_size n_layer n_head n_embd dropout weight_decay warmup_iters gradient_clip optimizer"
-        )
-        settings = dict(zip(keys.split(), (0.0003, 128, 12, 12, 768, 0.25, 0.01, 2000, 1.0, "adamw")))
-        facts = {"progress": "5000/5000", "train_loss": 2.0, "best_step": 4500, "attempts": 2, "eta_seconds": 4200.0}
-        for number in range(3):
-            files = [(each, "./x") for each in ("stdout", "stderr", "combined", "config", "metadata", "result")]
-            name = f"easy_first__learning_rate_0.0003__dropout_0.{number}"
-            swept = {"sweep": {"dropout": 0.25}, "warnings": ["the code has changed since the batch began"]}
-            case.add(name, 4.0, 2.0, settings=settings, files=files, total_seconds=45_300.0, **swept, **facts)
-        self.open(case.page(), width=1280)
-        self.assertEqual(self.browser.texts("#experiments thead th")[:3], ["Experiment", "dropout", "Status"])
-        for width in ("scrollWidth", "clientWidth"):
-            self.assertEqual(self.browser.run(f"document.querySelector('#experiments .scroll').{width}"), 1280)
-
     def test_beyond_500_experiments_the_others_are_shown_when_asked_for(self) -> None:
         case = self.case()
         for number in range(502):
@@ -330,11 +313,3 @@ class PageTest(unittest.TestCase):
         self.assertEqual(
             self.browser.texts("#groups tbody tr > *"), ["run", "0.1", "3 of 3", "2.0000 ± 0.5000", "2.5000 ± 0.2500"]
         )
-
-    def test_it_prints_on_white_without_switches_and_links(self) -> None:
-        case = self.case()
-        case.add("a", 4.0, 3.0)
-        self.open(case.page(), dark=True, media="print")
-        self.assertEqual(self.browser.run("getComputedStyle(document.body).backgroundColor"), "rgb(255, 255, 255)")
-        for selector in ("label", "#experiments .f", "#experiments td.f"):
-            self.assertFalse(self.browser.run(f"document.querySelector('{selector}').checkVisibility()"), selector)

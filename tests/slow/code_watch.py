@@ -65,13 +65,6 @@ class NoRepositoryTest(CodeCase):
         self.assertEqual((self.summary()["git"], self.metadata("two")["git"]), (None, None))
         self.assertFalse((self.batch() / "uncommitted.patch").exists())
 
-    def test_a_script_that_is_only_touched_or_written_anew_with_the_same_text_is_no_change(self) -> None:
-        runner = self.begin()
-        os.utime(self.dir / "train_run.py")
-        (self.dir / "model.py").write_text("layers = 2\n")
-        self.finish(runner)
-        self.assert_unchanged()
-
 
 @unittest.skipUnless(shutil.which("git"), "there is no git")
 class RepositoryTest(CodeCase):
@@ -110,15 +103,6 @@ class RepositoryTest(CodeCase):
         self.git("worktree", "add", "-q", "--detach", str(place), commit)
         subprocess.run(["git", "apply", str(patch)], cwd=place, env=self.environment, check=True)
         return place
-
-    def test_clean_code_is_told_by_its_commit_alone(self) -> None:
-        head = {"commit": self.git("rev-parse", "HEAD"), "branch": "trunk", "dirty": False}
-        runner = self.begin()
-        wait_for(lambda: self.summary().get("git") == head, "git's answer in the summary, while the first one runs")
-        self.finish(runner)
-        self.assertEqual([self.metadata(name)["git"] for name in ("one", "two")], [head, head])
-        self.assertFalse((self.batch() / "uncommitted.patch").exists())
-        self.assert_unchanged()
 
     def test_the_patch_restores_tracked_changes_binary_ones_too_and_new_python_files(self) -> None:
         (self.dir / "vocabulary.bin").write_bytes(bytes(range(256)))
@@ -184,13 +168,6 @@ class RepositoryTest(CodeCase):
         self.finish(runner)
         self.assert_unchanged()
         self.assertFalse((self.batch() / "two" / "uncommitted.patch").exists())
-
-    def test_git_is_not_asked_again_where_nothing_has_changed(self) -> None:
-        self.fake_git()
-        runner = self.begin()
-        once = self.asked()
-        self.finish(runner)
-        self.assertEqual(self.asked(), once)
 
     def test_git_is_asked_once_more_where_something_has_changed(self) -> None:
         self.config("configs/three")

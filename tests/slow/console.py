@@ -12,32 +12,13 @@ import unittest
 from typing import Any
 
 from tests.support import PATIENCE, RUNNER, RunnerCase, wait_for
-from tests.terminal import Screen, Terminal
+from tests.terminal import Terminal
 
 STEPS = (
     "max_iters = 100\nprint('iter 0: loss 4.0, time 1ms', flush=True)\nawait_file('on')\n"
     + "print('iter 50: loss 3.5, time 1ms\\nstep 50: train loss 3.5, val loss 3.25', flush=True)\nawait_file('go')"
 )
 OF_BLOCK = re.compile(r"(?m)^\S+ +iter \d.*$|^\.\.\. and \d+ more$|^(?:\d+ [a-z]+, )*\d+ running\b.*$")
-
-
-class ScreenTest(unittest.TestCase):
-    """The model itself: a wrong one would let everything pass."""
-
-    def shown(self, *parts: str, columns: int = 10) -> list[str]:
-        screen = Screen(4, columns)
-        for part in parts:
-            screen.feed(part.encode())
-        self.assertEqual(screen.strange, [])
-        return screen.visible().split("\n")[:-1]
-
-    def test_it_writes_over_wraps_and_erases(self) -> None:
-        self.assertEqual(self.shown("abc\rx\r\ny"), ["xbc", "y"])
-        self.assertEqual(self.shown("0123456789ab"), ["0123456789", "ab"])
-        self.assertEqual(self.shown("0123456789\r\nab"), ["0123456789", "ab"])
-        self.assertEqual(self.shown("abc\r\ndef\r\n\x1b[2A\rx\x1b[K\r\ny"), ["x", "yef", ""])
-        self.assertEqual(self.shown("abc\r\ndef\r\n\x1b[2", "Ax\x1b[J"), ["x", "", ""])
-        self.assertEqual(self.shown(*[f"{n}\r\n" for n in range(6)], "\x1b[9A\rtop"), ["top", "4", "5", ""])
 
 
 class TerminalTest(RunnerCase):

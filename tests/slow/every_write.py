@@ -14,33 +14,22 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support import PATIENCE, RUNNER, RunnerCase
+from tests.faulty import FaultyCase
+from tests.support import PATIENCE, RUNNER
 
 SEED = int(os.environ.get("WRITE_SEED") or random.SystemRandom().randrange(10**6))
 CASES = int(os.environ.get("WRITE_CASES") or 40)
 
-DRIVER = r"""
-import builtins, errno, os, sys, threading
+FAULTS = r"""
+import atexit
 
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-import run_experiments
-
-nth, error, lasting = int(sys.argv[2]), getattr(errno, sys.argv[3]), sys.argv[4] == "lasting"
 calls, lock = [], threading.Lock()
 
 def count(name):
     with lock:
         calls.append(name)
-        if nth and (len(calls) == nth or lasting and len(calls) > nth):
-            raise OSError(error, os.strerror(error))
-
-def faulty(name, counts=lambda *args: True):
-    call = getattr(os, name)
-    def called(*args, **kwargs):
-        if counts(*args):
-            count(name)
-        return call(*args, **kwargs)
-    setattr(os, name, called)
+        if NTH and (len(calls) == NTH or LASTING and len(calls) > NTH):
+            fail(errno.ERROR)
 
 class File:
     def __init__(self, file):
@@ -55,33 +44,35 @@ class File:
         return getattr(self.file, name)
 
 def faulty_open(file, mode="r", *args, **kwargs):
-    opened = builtins.open(file, mode, *args, **kwargs)
+    opened = open(file, mode, *args, **kwargs)
     return File(opened) if "w" in mode else opened
 
+def tell_calls():
+    with open("calls", "w") as file:
+        file.write("\n".join(calls))
+
 for name in ("writev", "fsync", "replace", "rename", "mkdir", "makedirs", "symlink", "ftruncate", "unlink"):
-    faulty(name)
-faulty("write", lambda descriptor, _: descriptor > 2)
-faulty("open", lambda path, flags, *_: flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull)
+    before(name, lambda *_, name=name: count(name))
+before("write", lambda descriptor, _: descriptor > 2 and count("write"))
+before("open", lambda path, flags, *_: flags & (os.O_WRONLY | os.O_RDWR) and path != os.devnull and count("open"))
 run_experiments.open = faulty_open
 run_experiments.SHORT = 0.2  # a lasting fault is waited for no longer
-sys.argv[:] = sys.argv[1:2] + sys.argv[5:]
-code = run_experiments.main()
-with builtins.open("calls", "w") as file:
-    file.write("\n".join(calls))
-sys.exit(code)
+atexit.register(tell_calls)
 """
 
 
-class EveryWriteTest(RunnerCase):
+class EveryWriteTest(FaultyCase):
     def run_with_fault(self, folder: Path, nth: int, error: str, lasting: str) -> subprocess.CompletedProcess[str]:
         """A batch of two experiments, in which the nth call fails (0: none)."""
         folder.mkdir()
         (folder / "train.sh").write_text('echo "of ${1##*/}"; echo error >&2; echo "$1" >> started; sleep 0.05\n')
         for name in "ab":
             (folder / f"{name}.py").write_text("max_iters = 10\n")
-        command = [sys.executable, "-c", DRIVER, str(RUNNER), str(nth), error, lasting]
-        command += ["--train_script", "train.sh", "--launcher", "sh", "--configs", "a.py", "b.py"]
-        return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+        faults = f"NTH, LASTING = {nth}, {lasting == 'lasting'}\n{FAULTS.replace('ERROR', error)}"
+        args = ["--train_script", "train.sh", "--launcher", "sh", "--configs", "a.py", "b.py"]
+        runner = self.start_faulty(faults, *args, cwd=folder)
+        out, err = runner.communicate(timeout=PATIENCE)
+        return subprocess.CompletedProcess(runner.args, runner.returncode, out, err)
 
     def test_each_call_that_changes_a_file_may_fail(self) -> None:
         whole = self.run_with_fault(self.dir / "whole", 0, "EIO", "once")

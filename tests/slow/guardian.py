@@ -10,15 +10,10 @@ from __future__ import annotations
 import os
 import random
 import signal
-import subprocess
 import sys
 import time
-import unittest
 
-from tests.faulty import DEAF
-from tests.slow._cluster import Cluster
-from tests.slow.slurm import SlurmCase
-from tests.support import PATIENCE, is_running, wait_for, working_in
+from tests.support import is_running, working_in
 from tests.test_guardian import TREE, GuardianCase
 
 SEED = int(os.environ.get("GUARDIAN_SEED") or random.SystemRandom().randrange(10**6))
@@ -42,27 +37,3 @@ class OftenTest(GuardianCase):
         self.assertGreater(len(self.pids(0)), CASES, "too few of the trainings had begun")
         self.assert_nothing_runs()
         self.assertEqual([pid for pid in self.pids(0) if is_running(pid) and pid in working_in(self.dir)], [])
-
-
-@unittest.skipIf(Cluster.unavailable(), f"no Slurm: {Cluster.unavailable()}")
-class SlurmTest(GuardianCase, SlurmCase):
-    def killed(self, srun: str, *args: str) -> None:
-        """Two jobs whose tasks ignore what asks them to end, and a runner that is killed."""
-        for name in "ab":
-            self.config(name, DEAF + "fork_off(deaf)\ndeaf()")
-        runner: subprocess.Popen[str] = self.srun("a", "b", srun=srun, args=["--jobs", 2, "--grace", 2, *args])
-        pids = self.pids(4)
-        self.kill(runner)
-        wait_for(lambda: not any(map(is_running, pids)), f"the end of the tasks {pids}")
-        self.assert_nothing_left()
-        self.cluster.wait_empty(PATIENCE)
-
-    def test_when_the_runner_is_killed_its_jobs_end_and_leave_the_queue(self) -> None:
-        self.killed("srun -n1")
-
-    def test_when_the_runner_is_killed_jobs_that_get_int_and_ignore_it_end_as_well(self) -> None:
-        self.killed("srun -X -n1", "--stop_signal", "INT")
-
-
-if __name__ == "__main__":
-    unittest.main()

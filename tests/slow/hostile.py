@@ -13,59 +13,33 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.support import ESCAPES, PATIENCE, RUNNER, UNSHOWN, RunnerCase, wait_for
+from tests.support import ESCAPES, PATIENCE, UNSHOWN, Forked, RunnerCase, wait_for
 
 SEED = int(os.environ.get("HOSTILE_SEED") or random.SystemRandom().randrange(10**6))
 CASES = int(os.environ.get("HOSTILE_CASES") or 80)
 
-DRIVER = r"""
-import json, os, resource, signal, sys, traceback
-
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-import run_experiments
-
 SPAWNS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.spawn", "pty.spawn")
 
-def work(case):
-    os.chdir(case["cwd"])
-    for descriptor, name in ((1, "out"), (2, "err")):
-        file = os.open(case[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        os.dup2(file, descriptor)
-        os.close(file)
-    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
-    signal.alarm(case["seconds"])
-    sys.argv = [sys.argv[1], *case["argv"]]
-    def watch(event, args):
-        if event in SPAWNS:
-            os.write(2, b"Traceback: %s of %r\n" % (event.encode(), args))
-    if case["spawns"] is False:
-        sys.addaudithook(watch)
-    code = 70
-    try:
-        code = run_experiments.main(case["argv"])
-    except SystemExit as end:
-        code = end.code
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        os._exit(code if isinstance(code, int) else 71)
 
-for line in sys.stdin:
-    case = json.loads(line)
-    pid = os.fork()
-    if not pid:
-        work(case)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
-"""  # the runner in a process of its own for each case, without the cost of starting Python
+def confine(spawns: bool) -> None:
+    """In a fork that becomes the runner: an end to memory and time, and a word on processes that must not be started."""
+    resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
+    signal.alarm(int(PATIENCE))
+
+    def watch(event: str, args: Any) -> None:
+        if event in SPAWNS:
+            os.write(2, f"Traceback: {event} of {args!r}\n".encode())
+
+    if not spawns:
+        sys.addaudithook(watch)
 
 
 class HostileCase(RunnerCase):
@@ -77,22 +51,12 @@ class HostileCase(RunnerCase):
         (self.canary / "inner").mkdir(parents=True)
         for name in ("file", "stdout.log", "experiment_result.json", "config_used.py", "inner/file"):
             (self.canary / name).write_text(f"of {name}\n")
-        (self.dir / "driver.py").write_text(DRIVER)
-        command = [sys.executable, str(self.dir / "driver.py"), str(RUNNER)]
-        self.driver = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.addCleanup(self.driver.communicate, timeout=PATIENCE)
         self.number = 0
 
     def call(self, *argv: Any, spawns: bool = True) -> tuple[int, str, str]:
         """The exit code, stdout and stderr of the runner with these arguments."""
-        assert self.driver.stdin and self.driver.stdout
-        out, err = self.dir / ".out", self.dir / ".err"
-        case: dict[str, Any] = {"argv": list(map(str, argv)), "cwd": str(self.dir)}
-        case.update(out=str(out), err=str(err), spawns=spawns, seconds=int(PATIENCE))
-        self.driver.stdin.write(json.dumps(case) + "\n")
-        self.driver.stdin.flush()
-        code = int(self.driver.stdout.readline())
-        return code, out.read_text(errors="surrogateescape"), err.read_text(errors="surrogateescape")
+        done = Forked(self.dir, *argv, first=lambda: confine(spawns)).ended()
+        return done.returncode, done.stdout, done.stderr
 
     def outside(self) -> dict[str, Any]:
         """All that no case may change: each file with its content, and when it was last written to."""
@@ -100,7 +64,7 @@ class HostileCase(RunnerCase):
         for folder, _, names in os.walk(self.dir):
             for path in (folder, *(os.path.join(folder, name) for name in names)):
                 place = os.path.relpath(path, self.dir)
-                if place.split(os.sep)[0] in ("cases", "experiments", ".out", ".err", ".", "base"):
+                if place.split(os.sep)[0] in ("cases", "experiments", ".", "base"):
                     continue
                 status = os.lstat(path)
                 content = Path(path).read_bytes() if os.path.isfile(path) and not os.path.islink(path) else b""

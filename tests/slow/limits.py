@@ -48,15 +48,6 @@ class FailureTest(RunnerCase):
         self.forked("--configs", "a.py", "b.py", "--retries", 1, expect=1)
         self.assertEqual(self.order(), "aba")
 
-    def test_each_failed_one_is_retried_whichever_slots_are_free(self) -> None:
-        code = f"{self.NOTE}sys.exit(open('order').read().count(name) < 2)"
-        for name in "abcdef":
-            self.config(name, code)
-        self.forked("--configs", "[a-f].py", "--jobs", 3, "--retries", 2)
-        self.assertEqual(sorted(self.order()), sorted("abcdef" * 2))
-        for name in "abcdef":
-            self.assertEqual((self.result(name)["status"], self.result(name)["attempts"]), ("completed", 2))
-
     def test_after_so_many_failures_nothing_more_is_started_until_the_batch_is_resumed(self) -> None:
         for name in "abcd":
             self.config(name, f"{self.NOTE}sys.exit(name != 'a' and not os.path.exists('go'))")

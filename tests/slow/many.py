@@ -1,97 +1,24 @@
-"""Much of everything: ten thousand experiments, sixty over eight slots, long lines, crowds of processes.
+"""Much of everything: ten thousand experiments, long lines, crowds of processes.
 
-    MANY_SEED=7 MANY_EXPERIMENTS=1000 MANY_LINE_MB=10000 python3 -m unittest tests.slow.many
-
-The seed decides how the sixty end; it is printed.
+MANY_LINE_MB=10000 python3 -m unittest tests.slow.many
 """
 
 from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
-import signal
-import sys
 import time
 import unittest
 from pathlib import Path
-from typing import Any
 
-from tests.support import PATIENCE, Forked, RunnerCase, is_running, wait_for
+from tests.support import PATIENCE, RunnerCase, is_running, wait_for
 
-SEED = int(os.environ.get("MANY_SEED") or random.SystemRandom().randrange(10**6))
-EXPERIMENTS = int(os.environ.get("MANY_EXPERIMENTS") or 60)
 LINE_MB = int(os.environ.get("MANY_LINE_MB") or 200)
-# How the experiment with a seed shall end: the test and the training ask the same function.
-FATE = """
-import random
-
-def fate(seed):
-    rng = random.Random(seed)
-    seconds = rng.choice([0, 0, 0.01, 0.05, 0.1, 0.2])
-    kind, code = rng.choice([("exit", 0)] * 5 + [("exit", 1), ("exit", 42), ("raise", 1), ("kill", 9), ("kill", 15)])
-    return seconds, kind, code
-"""
-namespace: dict[str, Any] = {}
-exec(FATE, namespace)
-fate = namespace["fate"]
 
 
 class ExperimentsTest(RunnerCase):
-    def test_many_over_eight_slots_end_each_as_it_should_and_never_more_than_eight_run_at_a_time(self) -> None:
-        print(f"\n  MANY_SEED={SEED} MANY_EXPERIMENTS={EXPERIMENTS}", end=" ", file=sys.stderr, flush=True)
-        code = (
-            FATE
-            + """
-def note(sign):
-    log = os.open("events", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    os.write(log, sign)
-    os.close(log)
-
-seed = int(overrides["seed"])
-seconds, kind, code = fate(seed)
-note(b"+")
-print("out", seed)
-print("err", seed, file=sys.stderr)
-time.sleep(seconds)
-note(b"-")
-if kind == "raise":
-    raise ValueError(f"bad {seed}")
-if kind == "kill":
-    os.kill(os.getpid(), code)
-    time.sleep(60)
-sys.exit(code)
-"""
-        )
-        self.config("a", code)
-        seeds = [SEED + number for number in range(EXPERIMENTS)]
-        self.run_runner("--configs", "a.py", "--sweep", f"seed={','.join(map(str, seeds))}", "--jobs", 8, expect=1)
-        events, running, most = (self.dir / "events").read_bytes(), 0, 0
-        for sign in events.decode():
-            running += 1 if sign == "+" else -1
-            most = max(most, running)
-        self.assertEqual((len(events), running), (2 * EXPERIMENTS, 0))
-        self.assertLessEqual(most, 8)
-        for seed in seeds:
-            with self.subTest(seed=seed):
-                self.check_fate(f"a__seed_{seed}", seed)
-        self.assert_nothing_runs()
-
-    def check_fate(self, name: str, seed: int) -> None:
-        _, kind, code = fate(seed)
-        result = self.result(name)
-        number = signal.Signals(code).name if kind == "kill" else None
-        ended = ("completed" if code == 0 else "failed", -code if number else code, number)
-        self.assertEqual((result["status"], result["return_code"], result["signal"]), ended)
-        self.assertEqual(result["attempts"], 1)
-        self.assertEqual(self.log(name), f"out {seed}\n".encode())
-        self.assertTrue(self.log(name, "stderr").startswith(f"err {seed}\n".encode()))
-        if kind == "raise":
-            self.assertEqual(result["error"], f"exit code 1: ValueError: bad {seed}")
-        self.assertEqual(self.summary()["results"][name], result)
-
     def test_ten_thousand_are_planned_each_with_a_name_of_its_own(self) -> None:
         self.strict_trainer("learning_rate = 1e-3\nseed = 1\ndataset = 'x'")
         for number in range(25):
@@ -190,37 +117,3 @@ os._exit(7)
         self.assertIn("crowd: killed what it left behind", self.master_log())
         wait_for(lambda: not any(map(is_running, self.pids(100))), "the end of all of them")
         self.assert_nothing_runs()
-
-    def let_one_give_up(self, pair: list[Forked], go: Path) -> None:
-        """One of two runners ends with 75 while the other's training goes on, which then may end."""
-        wait_for(lambda: any(each.has_ended() for each in pair), "one of two runners to give up")
-        go.touch()
-        done = sorted((each.ended() for each in pair), key=lambda each: -each.returncode)
-        self.assertEqual([each.returncode for each in done], [75, 1], done)
-        self.assertRegex(done[0].stderr, r"\Aerror: another runner holds this batch: pid \d+ on \S+ since \S+\n\Z")
-        go.unlink()
-
-    def test_of_two_runners_that_resume_at_once_one_runs_and_one_ends_with_75_fifty_times_in_a_row(self) -> None:
-        """Ten copies of a batch, five turns each: in every turn two runners are let go at one instant."""
-        self.config("a")
-        launch = self.dir / "launch"
-        launch.write_text('until [ -e "$1/../go" ]; do sleep 0.02; done\nexit 1\n')
-        (self.dir / "experiments").mkdir()
-        self.go("experiments/go")
-        self.run_runner("--configs", "a.py", "--launcher", "sh launch {dir}/..", expect=1)
-        lanes = [self.dir / "experiments" / f"lane_{number}" for number in range(10)]
-        for lane in lanes:
-            shutil.copytree(self.batch(), lane / "batch")
-        for _ in range(5):
-            source, sink = os.pipe()
-            pairs = []
-            for lane in lanes:
-                pairs.append([Forked(self.dir, "--resume", lane / "batch", gate=(source, sink)) for _ in range(2)])
-                for each in pairs[-1]:
-                    self.addCleanup(each.end)
-            for end in (sink, source):
-                os.close(end)
-            for lane, pair in zip(lanes, pairs):
-                self.let_one_give_up(pair, lane / "go")
-        for lane in lanes:
-            self.assertEqual(self.json(lane / "batch" / "a" / "experiment_result.json")["attempts"], 6)

@@ -55,20 +55,6 @@ class PartitionTest(ShardCase):
             parts = [self.plan_of(f"{index}/{count}") for index in range(1, count + 1)]
             self.assertEqual(sorted(sum(parts, [])), sorted(whole))
 
-    def test_names_do_not_depend_on_the_shard_even_where_two_configs_are_called_the_same(self) -> None:
-        self.config("deep/one", CODE)
-        self.config("deep/er/one", CODE)
-        self.configs = ["one", "deep/one", "deep/er/one"]
-        whole = self.plan_of("")
-        parts = [self.plan_of(f"{index}/5") for index in range(1, 6)]
-        self.assertEqual([part[0] for part in parts], whole[:5])
-
-    def test_what_is_no_shard_is_refused(self) -> None:
-        for text in ("0/4", "5/4", "1", "a/b", "1/0", "-1/4", "1/4/2", "1.0/4"):
-            with self.subTest(text=text):
-                done = self.forked("--configs", "one.py", f"--shard={text}", expect=2)
-                self.assertIn(f"not of the form I/N with I from 1 to N: '{text}'", done.stderr)
-
     def test_a_shard_beyond_the_plan_has_nothing_to_do_which_is_no_failure(self) -> None:
         done = self.forked("--configs", "one.py", "--shard", "2/3", expect=0)
         self.assertEqual(done.stdout, "--shard 2/3: no experiment is left of 1, nothing to do\n")
@@ -148,12 +134,6 @@ class OneTableTest(ShardCase):
         self.assertIn("\nthe shards are of differing plans\n", said)
         self.assertNotIn("missing", said)
 
-    def test_one_shard_alone_is_a_batch_like_any_other_but_its_part_can_be_seen(self) -> None:
-        batch = self.run_shard("2/3")
-        said = self.status(os.path.relpath(batch, self.dir))
-        self.assertEqual(len(re.findall(r"(?m)^\w+__seed_\d +completed ", said)), 2)
-        self.assertEqual(self.status_json("job/2_of_3")["shard"]["index"], 2)
-
     def test_the_same_name_in_two_batches_has_the_batchs_name_before_it(self) -> None:
         self.run_shard("1/3", base="a")
         self.run_shard("1/3", base="b")
@@ -195,11 +175,6 @@ class ComparedTest(RunnerCase):
         self.config("b", "name = 'b'\n")
         self.forked("--configs", "[ab].py", "--n_layer", "4", "--base_out_dir", "last_week")
         self.forked("--configs", "[ab].py", "--n_layer", "8", "--base_out_dir", "today")
-
-    def test_the_summary_has_the_settings_that_all_experiments_share(self) -> None:
-        summary = self.json(self.dir / "today" / "latest" / "experiment_summary.json")
-        expected = {"n_layer": 8, "learning_rate": 0.1, "dropout": 0.0, "seed": 1, "max_iters": 10}
-        self.assertEqual(summary["common_settings"], expected)
 
     def test_settings_in_which_two_batches_differ_are_columns_and_those_in_which_none_does_are_not(self) -> None:
         said = self.forked("--status", "last_week", "today").stdout

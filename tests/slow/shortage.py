@@ -6,7 +6,6 @@ import re
 import resource
 import signal
 import subprocess
-import unittest
 from typing import Any
 
 from tests.faulty import FaultyCase
@@ -171,21 +170,6 @@ class SaidTest(FaultyCase):
         self.assertEqual(list(self.statuses().values()), ["failed"] * 2 + ["pending"] * 4)
         self.assertRegex(out, "--max_failures")
 
-    def test_logs_that_are_not_whole_are_told_with_quiet_too_and_by_status(self) -> None:
-        big = 64 << 10
-        self.config("a", f"import sys\nsys.stdout.write('y' * {2 * big})")
-        self.config("b", "print('fits')")
-        few = limit(resource.RLIMIT_FSIZE, big)
-        out = self.said(self.start("--configs", "a.py", "b.py", "--quiet", preexec_fn=few), 0)
-        result = self.result("a")
-        self.assertEqual((result["status"], result["log_complete"]), ("completed", False))
-        self.assertRegex(out, r"(?m)\ba\b.*stdout\.log.*File too large")
-        self.assertNotRegex(out, r"(?m)\bb\b.*\.log")
-        self.assertRegex("\n".join(result["warnings"]), r"stdout\.log.*File too large")
-        self.assertEqual(self.result("b")["warnings"], [])
-        self.assertRegex(self.run_runner("--status", expect=0).stdout, r"stdout\.log.*File too large")
-        self.assertIn("File too large", (self.batch() / "report.html").read_text())
-
     def test_what_stopped_a_batch_is_told_with_quiet_too_and_by_status(self) -> None:
         for name in "abc":
             self.config(name, "raise SystemExit(3)")
@@ -203,7 +187,3 @@ before("replace rename", replace)
                 args = ("--configs", "a.py", "b.py", "c.py", "--quiet", "--max_failures", 2, *base)
                 self.assertIn(why, self.said(self.start_faulty(fault, *args), 1))
                 self.assertIn(why, self.run_runner("--status", *base, expect=0).stdout)
-
-
-if __name__ == "__main__":
-    unittest.main()

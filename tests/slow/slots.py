@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
-import shutil
 import sys
 from collections import Counter
 from typing import Optional
@@ -94,12 +92,6 @@ class DeviceTest(SlotCase):
         devices = {name: result["device"] for name, result in self.summary()["results"].items()}
         self.assertEqual(devices, {"holds": "cuda:0", "a": "cuda:1", "b": "cuda:1", "c": "cuda:1"})
 
-    def test_without_devices_no_device_is_given_and_none_told(self) -> None:
-        self.config("a", "print(sorted(overrides))")
-        self.forked("--configs", "a.py")
-        self.assertEqual(self.log("a"), b"[]\n")
-        self.assertIsNone(self.result("a")["device"])
-
     def environment(self, nvidia_smi: str, visible: Optional[str]) -> dict[str, str]:
         """An environment in which nvidia-smi is this shell script."""
         tool = self.dir / "bin" / "nvidia-smi"
@@ -133,27 +125,6 @@ class DeviceTest(SlotCase):
 
 
 class LauncherTest(RunnerCase):
-    def test_nice_as_the_launcher_stands_before_the_training(self) -> None:
-        if not (shutil.which("nice") and shutil.which("python3")):
-            self.skipTest("needs nice and python3")
-        self.config("a", "import os\nprint(os.nice(0))")
-        self.forked("--configs", "a.py", "--launcher", "nice -n 10 python3")
-        self.assertEqual(int(self.log("a")), min(19, os.nice(0) + 10))
-        command = self.json(self.batch() / "a" / "experiment_metadata.json")["command"]
-        self.assertEqual(command[:5], ["nice", "-n", "10", "python3", "train_run.py"])
-
-    def test_placeholders_tell_the_launcher_of_name_directory_device_and_slot(self) -> None:
-        self.config("a", "import json, os\nprint(json.dumps([os.environ[key] for key in 'NDVSB']))")
-        launcher = f"env N={{name}} D={{dir}} V={{device}} S={{slot}} 'B={{{{x}}}} $HOME' {shlex.quote(sys.executable)}"
-        args = ["--sweep", "seed=1,2", "--devices", "cuda:0,cuda:1"]
-        self.forked("--configs", "a.py", *args, "--launcher", launcher)
-        for number in (0, 1):
-            name = f"a__seed_{number + 1}"
-            told = json.loads(self.log(name))
-            self.assertEqual(told[0], name)
-            self.assertTrue((self.dir / told[1]).samefile(self.batch() / name))
-            self.assertEqual(told[2:], [f"cuda:{number}", str(number), "{x} $HOME"])
-
     def test_a_launcher_from_a_relative_path_is_found(self) -> None:
         self.config("a", "import os\nprint(os.environ['FROM'])")
         script = self.dir / "launch me"

@@ -6,8 +6,6 @@ import contextlib
 import os
 import re
 import signal
-import subprocess
-import unittest
 
 from tests.faulty import QUICK, FaultyCase
 from tests.support import CHILD_TOOLS, PATIENCE, wait_for
@@ -150,55 +148,3 @@ class SlowConsoleTest(FaultyCase):
         out = self.said(runner, 0)
         self.assertEqual(self.log("a").count(b"\n"), lines)
         self.assertTrue(re.search(r"(?i)\b[\d,]+ lines?\b.*\b(dropped|left out|missed|lost)", out), out[-1000:])
-
-
-class SlowEndTest(FaultyCase):
-    def test_a_trainer_below_a_bash_script_that_dies_of_the_stop_signal_has_its_grace_to_save(self) -> None:
-        (self.dir / "launch.sh").write_text('python3 "$@"\n')
-        code = "def save(*_):\n    time.sleep(0.8)\n    open(out_dir + '/ckpt_7.pt', 'w').close()\n    print('saved')\n    sys.exit()\n"
-        self.config(
-            "a", CHILD_TOOLS + code + "signal.signal(signal.SIGTERM, save)\nnote_pid()\nprint('ready')\nlive_on()"
-        )
-        args = ("--launcher", "bash launch.sh", "--stop_signal", "TERM", "--grace", 60)
-        runner = self.start_faulty(QUICK, "--configs", "a.py", *args)
-        self.wait_for_line("a", b"ready\n")
-        runner.send_signal(signal.SIGTERM)
-        out = self.said(runner, 143)
-        self.assert_ended(self.pids(1))
-        self.assertTrue((self.batch() / "a" / "ckpt_7.pt").exists(), out)
-        self.assertEqual(self.log("a"), b"ready\nsaved\n")
-        self.assertEqual(self.result("a")["status"], "interrupted")
-        self.assertEqual(os.path.basename(self.result("a")["final_checkpoint"]), "ckpt_7.pt")
-
-
-class UnkillableCase(FaultyCase):
-    def unkillable(self, *args: object) -> subprocess.Popen[str]:
-        """A batch whose first training, which notes its pid in `stuck`, gets no signal that the runner sends."""
-        faults = """
-run_experiments.GIVE_UP = 0.5
-
-def swallow(call):
-    def send(pid, number):
-        if number and exists("stuck") and str(abs(pid)) == open("stuck").read():
-            return note("swallowed", number)
-        return call(pid, number)
-    return send
-
-os.kill, os.killpg = swallow(os.kill), swallow(os.killpg)
-"""
-        stuck = "note_pid()\nopen('.stuck', 'w').write(str(os.getpid()))\nos.rename('.stuck', 'stuck')\nlive_on()"
-        self.config("stuck", CHILD_TOOLS + stuck)
-        return self.start_faulty(faults, "--configs", "stuck.py", *args, "--grace", 0.2)
-
-
-class UnkillableTest(UnkillableCase):
-    def test_a_stop_ends_though_kill_can_not_end_the_training(self) -> None:
-        runner = self.unkillable()
-        self.await_file("stuck")
-        runner.send_signal(signal.SIGINT)
-        self.said(runner, 130)
-        self.assertRegex(self.result("stuck")["error"], "can't be killed")
-
-
-if __name__ == "__main__":
-    unittest.main()

@@ -1,19 +1,15 @@
-"""Stops that need tools (uv, torchrun, a real Slurm), or seconds."""
+"""Stops that need tools (uv, a real Slurm), or seconds."""
 
 from __future__ import annotations
 
-import importlib.util
-import os
 import shutil
 import signal
-import subprocess
 import sys
 import unittest
-from typing import Any
 
-from tests.slow._cluster import Cluster
+from tests.slow.slurm import SlurmCase
 from tests.slow.stops import CLEANS_UP, FOREVER, HANDLES_TERM, IN_PLACE, ON_TERM, StoppingCase
-from tests.support import PATIENCE, wait_for
+from tests.support import wait_for
 
 DEAF_TO_BOTH = """
 deaf(signal.SIGINT)
@@ -72,56 +68,31 @@ class SlowSaveTest(StoppingCase):
 class UvTest(StoppingCase):
     """uv catches INT and TERM, and hands them on."""
 
-    def check(self, options: list[str], expected: dict[str, str]) -> None:
+    def test_as_a_launcher_and_in_a_command_each_training_gets_what_it_cleans_up_on(self) -> None:
         for name, code in {"cleans_up": CLEANS_UP, "handles_term": HANDLES_TERM}.items():
             self.training(name, code)
-        self.interrupt(self.start_ready("cleans_up", "handles_term", args=["--grace", FOREVER, *options]))
-        self.assertEqual({name: self.saved(name) for name in expected}, expected)
-
-    def test_as_a_launcher_each_training_gets_what_it_cleans_up_on(self) -> None:
-        launcher = f"uv run --no-project --offline --python {sys.executable}"
-        self.check(["--launcher", launcher], {"cleans_up": "KeyboardInterrupt", "handles_term": "TERM"})
-
-    def test_in_a_command_each_training_gets_what_it_cleans_up_on(self) -> None:
-        words = f"uv run --no-project --offline --python {sys.executable} train_run.py {{config}} --out_dir={{dir}}"
-        self.check(["--command", words], {"cleans_up": "KeyboardInterrupt", "handles_term": "TERM"})
+        uv = f"uv run --no-project --offline --python {sys.executable}"
+        for options in (["--launcher", uv], ["--command", f"{uv} train_run.py {{config}} --out_dir={{dir}}"]):
+            with self.subTest(options=options):
+                self.interrupt(self.start_ready("cleans_up", "handles_term", args=["--grace", FOREVER, *options]))
+                saved = self.saved("cleans_up"), self.saved("handles_term")
+                self.assertEqual(saved, ("KeyboardInterrupt", "TERM"))
+                shutil.rmtree(self.dir / "experiments")
 
 
-@unittest.skipUnless(importlib.util.find_spec("torch"), "no torch here")
-class TorchrunTest(StoppingCase):
-    def test_workers_clean_up_at_a_stop(self) -> None:
+class SrunTest(SlurmCase, StoppingCase):
+    def test_with_srun_x_a_training_cleans_up_and_without_it_the_task_is_ended_at_once(self) -> None:
         self.training("cleans_up", CLEANS_UP)
-        launcher = f"{sys.executable} -m torch.distributed.run --standalone --nproc_per_node=2"
-        self.interrupt(self.start_ready("cleans_up", args=["--grace", "30", "--launcher", launcher]))
-        self.assertEqual(self.saved("cleans_up"), "KeyboardInterrupt")
-
-
-@unittest.skipIf(Cluster.unavailable(), f"no Slurm: {Cluster.unavailable()}")
-class SrunTest(StoppingCase):
-    cluster: Cluster
-
-    @classmethod
-    def setUpClass(cls) -> None:
-        cls.cluster = Cluster.start(cpus=2, kill_wait=5)
-        cls.addClassCleanup(cls.cluster.stop)
-
-    def start(self, *args: Any, **options: Any) -> subprocess.Popen[str]:
-        return super().start(*args, **{"env": {**os.environ, **self.cluster.env}, **options})
-
-    def check(self, option: str, srun: str, rest: str, saved: str) -> None:
-        self.training("cleans_up", CLEANS_UP)
-        self.interrupt(self.start_ready("cleans_up", args=["--grace", 60, option, f"{srun} {sys.executable}{rest}"]))
-        self.cluster.wait_empty(PATIENCE)
-        self.assertEqual(self.cluster.tasks(), [])
-        self.assertEqual(self.saved("cleans_up"), saved)
-
-    def test_with_srun_x_the_training_cleans_up(self) -> None:
-        self.check("--launcher", "srun -X -n1", "", "KeyboardInterrupt")
-
-    def test_without_it_the_task_is_ended_at_once_and_nothing_is_left(self) -> None:
-        self.check("--launcher", "srun -n1", "", "")
-        self.assertIn("TERM sent to 1 training", self.master_log())
-
-    def test_srun_in_a_command_is_ended_as_srun_as_a_launcher_is(self) -> None:
-        self.check("--command", "srun -n1", " train_run.py {config} --out_dir={dir}", "")
-        self.assertIn("TERM sent to 1 training", self.master_log())
+        template = f"srun -n1 {sys.executable} train_run.py {{config}} --out_dir={{dir}}"
+        for options, saved in (
+            (["--launcher", f"srun -X -n1 {sys.executable}"], "KeyboardInterrupt"),
+            (["--launcher", f"srun -n1 {sys.executable}"], ""),
+            (["--command", template], ""),
+        ):
+            with self.subTest(options=options):
+                self.interrupt(self.start_ready("cleans_up", args=["--grace", 60, *options]))
+                self.assert_nothing_left()
+                self.assertEqual(self.saved("cleans_up"), saved)
+                if not saved:
+                    self.assertIn("TERM sent to 1 training", self.master_log())
+                shutil.rmtree(self.dir / "experiments")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.faulty import FaultyCase
-from tests.support import RUNNER, RunnerCase, wait_for
+from tests.support import RUNNER, RunnerCase
 
 FOREVER = 100_000  # seconds of grace: a test that waits for them never ends
 
@@ -118,14 +118,6 @@ def on_term(*_):
 signal.signal(signal.SIGTERM, on_term)
 wait_to_be_ended()
 """
-GROWS_FOR_EVER = """
-with open(path, "wb") as file:
-    while True:
-        file.write(b"block ")
-        file.flush()
-        print("saving", flush=True)
-        time.sleep(0.01)
-"""
 
 
 class StoppingCase(FaultyCase):
@@ -222,11 +214,6 @@ class AutoSignalTest(StoppingCase):
         self.assert_nothing_runs()
         self.assertEqual((self.saved("slow"), self.saved("cleans_up")), ("TERM", "KeyboardInterrupt"))
 
-    def test_a_wrapper_that_becomes_the_trainer_is_asked_as_the_trainer(self) -> None:
-        codes = {"handles_term": HANDLES_TERM, "cleans_up": CLEANS_UP}
-        expected = {"handles_term": "TERM", "cleans_up": "KeyboardInterrupt"}
-        self.assertEqual(self.behind("nice PYTHON", codes), expected)
-
     def test_workers_in_sessions_of_their_own_are_asked_and_not_the_launcher_that_hands_signals_on(self) -> None:
         lines = ["import signal, subprocess, sys", "def hand_on(number, _):", "    worker.send_signal(number)"]
         lines += [f"signal.signal(signal.SIG{name}, hand_on)" for name in ("INT", "TERM")]
@@ -266,36 +253,6 @@ class CheckpointTest(StoppingCase):
         self.assertIn("4 trainings asked once no checkpoint is being written", out)
         self.assertEqual(self.saved("lies_there"), "KeyboardInterrupt")
         self.assertNotIn("lies_there: waiting", out)
-
-    def test_a_file_that_grows_for_ever_is_not_waited_for_for_ever(self) -> None:
-        self.training("one", GROWS_FOR_EVER)
-        runner = self.start_ready("one", args=["--grace", "0.5"], line=b"saving\n")
-        self.interrupt(runner)
-        self.assertRegex(self.master_log(), r"one: waiting for ckpt.pt to be written \(at most 1 ?s\)")
-        self.assertEqual((self.result("one")["status"], self.result("one")["signal"]), ("interrupted", "SIGINT"))
-
-    def test_a_second_signal_does_not_wait_for_a_checkpoint(self) -> None:
-        self.training("one", "deaf()\n" + GROWS_FOR_EVER)
-        runner = self.start_ready("one", args=["--grace", FOREVER, "--stop_signal", "TERM"], line=b"saving\n")
-        runner.send_signal(signal.SIGINT)
-        self.wait_for_event("waiting for ckpt.pt")
-        runner.send_signal(signal.SIGTERM)  # another one: the same at once counts as an echo
-        self.ended(runner, 130)
-        self.assertEqual(self.result("one")["signal"], "SIGKILL")
-
-    def test_a_timeout_and_a_stall_wait_as_a_stop_does(self) -> None:
-        self.training("one", IN_PLACE.replace("write", "print = lambda *_, **__: None\nwrite", 1))
-        options = ("--timeout", "--stall")
-        args = ["--configs", "one.py", "--grace", FOREVER, "--base_out_dir"]
-        runners = [self.start(*args, option.strip("-"), option, "0.5") for option in options]
-        logs = [self.dir / option.strip("-") / "latest" / "master_log.txt" for option in options]
-        waiting = "waiting for ckpt.pt"
-        wait_for(lambda: all(log.exists() and waiting in log.read_text() for log in logs), "both to wait")
-        self.go("seen")
-        for runner, log in zip(runners, logs):
-            self.ended(runner, 1)
-            self.assertEqual((log.parent / "one" / "ckpt.pt").read_bytes()[-3:], b"end")
-            self.assertEqual(self.json(log.parent / "one" / "experiment_result.json")["status"], "timeout")
 
 
 # A trainer that continues from its only checkpoint, and whose second attempt is killed in the middle of a save.
@@ -350,13 +307,6 @@ class CopyTest(RunnerCase):
             self.assertEqual(left, [])
             self.assertEqual((self.batch() / name / "ckpt.pt").read_text(), "first end")
 
-    def test_none_is_kept_where_there_are_two_checkpoints(self) -> None:
-        code = "init_from = 'scratch'\nprint(sorted(os.listdir(out_dir)))\n"
-        code += "for name in ('ckpt_1.pt', 'ckpt_2.pt'):\n    open(os.path.join(out_dir, name), 'w').close()\n"
-        self.config("one", code + "sys.exit(0 if overrides.get('init_from') else 3)")
-        self.forked("--configs", "one.py", "--retries", 1)
-        self.assertNotIn(b".kept", self.log("one"))
-
     def test_a_directory_is_copied_as_a_whole(self) -> None:
         code = "import glob\ninit_from = 'scratch'\nplace = os.path.join(out_dir, 'step-1')\n"
         code += "if overrides.get('init_from'):\n"
@@ -372,35 +322,10 @@ class CopyTest(RunnerCase):
 class MessageTest(StoppingCase):
     """What is said of a stop, and of going on after one."""
 
-    def test_a_stop_says_what_was_sent_to_how_many_and_what_comes_when(self) -> None:
-        self.training("a", CLEANS_UP)
-        self.training("b", CLEANS_UP)
-        out = self.interrupt(self.start_ready("a", "b"))
-        self.assertRegex(out, r"INT sent to 2 trainings; KILL in 10 ?s \(--grace\); Ctrl\+C again to kill now\n")
-
     def continue_line(self, out: str) -> str:
         match = re.search(r"(?m)^continue with: (.*)$", out)
         assert match, out
         return match[1]
-
-    def test_the_line_to_continue_works_as_pasted_in_every_shell_that_is_there(self) -> None:
-        place = self.dir / 'it\'s a "test" $HOME'
-        place.mkdir()
-        shutil.copy(self.dir / "train_run.py", place)
-        (place / "one.py").write_text("sys.exit(0 if os.path.exists('go') else 3)\n")
-        shutil.copy(RUNNER, place / "run experiments.py")
-        shells = {os.path.realpath(path): path for path in map(shutil.which, ("bash", "zsh", "sh")) if path}
-        for shell in shells.values():
-            with self.subTest(shell=shell):
-                shutil.rmtree(place / "my runs", ignore_errors=True)
-                (place / "go").unlink(missing_ok=True)
-                command = [sys.executable, "run experiments.py", "--configs", "one.py", "--base_out_dir", "my runs"]
-                first = subprocess.run(command, cwd=place, capture_output=True, text=True)
-                (place / "go").touch()
-                line = self.continue_line(first.stdout)
-                again = subprocess.run([shell], cwd=place, input=line + "\n", capture_output=True, text=True)
-                self.assertEqual((first.returncode, again.returncode), (1, 0), f"{line}\n{again.stderr}")
-                self.assertIn("1 completed", again.stdout)
 
     def test_the_line_to_continue_names_the_python_of_an_environment_that_is_not_active(self) -> None:
         self.config("one", "sys.exit(3)")

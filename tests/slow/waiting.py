@@ -9,12 +9,11 @@ import os
 import signal
 import subprocess
 import time
-import unittest
 from pathlib import Path
 
 from tests.faulty import FaultyCase, stat_of
 from tests.slow.shortage import LITTLE_ROOM, NO_THREAD, WaitingCase
-from tests.slow.slowness import TICKS, UnkillableCase, slow_write
+from tests.slow.slowness import TICKS, slow_write
 from tests.support import CHILD_TOOLS, wait_for
 
 LATE_READERS = """
@@ -76,20 +75,43 @@ class StallTest(FaultyCase):
         self.assertEqual(self.statuses(), {"a": "completed"})
 
 
-class UnkillableTest(UnkillableCase):
+class UnkillableTest(FaultyCase):
+    FAULTS = """
+run_experiments.GIVE_UP = 0.5
+
+def swallow(call):
+    def send(pid, number):
+        if number and exists("stuck") and str(abs(pid)) == open("stuck").read():
+            return note("swallowed", number)
+        return call(pid, number)
+    return send
+
+os.kill, os.killpg = swallow(os.kill), swallow(os.killpg)
+"""  # the training that notes its pid in `stuck` gets no signal that the runner sends
+
+    def start_stuck(self, *args: object) -> subprocess.Popen[str]:
+        stuck = "note_pid()\nopen('.stuck', 'w').write(str(os.getpid()))\nos.rename('.stuck', 'stuck')\nlive_on()"
+        self.config("stuck", CHILD_TOOLS + stuck)
+        return self.start_faulty(self.FAULTS, "--configs", "stuck.py", *args, "--grace", 0.2)
+
     def test_a_training_that_kill_can_not_end_has_failed_and_the_others_go_on_without_its_slot(self) -> None:
         self.config("b", CHILD_TOOLS + "print('ready')\n" + TICKS)
         self.config("c")
         self.config("d")
-        runner = self.unkillable("b.py", "c.py", "d.py", "--devices", "x,y", "--stall", 2)
+        runner = self.start_stuck("b.py", "c.py", "d.py", "--devices", "x,y", "--stall", 2)
         self.wait_for_event("stuck: .*can't be killed")
         self.go("go")
         self.said(runner, 1)
-        result = self.result("stuck")
-        self.assertEqual(result["status"], "failed")
-        self.assertRegex(result["error"], rf"can't be killed: pid {self.pids(1)[0]}\b")
+        self.assertRegex(self.result("stuck")["error"], rf"can't be killed: pid {self.pids(1)[0]}\b")
         self.assertEqual(self.statuses(), {"stuck": "failed", "b": "completed", "c": "completed", "d": "completed"})
         self.assertEqual([self.result(name)["device"] for name in "bcd"], ["y"] * 3)
+
+    def test_a_stop_ends_though_kill_can_not_end_the_training(self) -> None:
+        runner = self.start_stuck()
+        self.await_file("stuck")
+        runner.send_signal(signal.SIGINT)
+        self.said(runner, 130)
+        self.assertRegex(self.result("stuck")["error"], "can't be killed")
 
 
 class ShortageTest(WaitingCase):
@@ -98,7 +120,3 @@ class ShortageTest(WaitingCase):
 
     def test_a_disk_with_too_little_room_is_waited_for(self) -> None:
         self.passes(self.start_short(LITTLE_ROOM.replace("MEGABYTES", "99")))
-
-
-if __name__ == "__main__":
-    unittest.main()
