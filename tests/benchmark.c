@@ -4,6 +4,7 @@
      bulk FILE BYTES         prints lines of 80 bytes, 64 KiB a write                began, ended, bytes
      lines FILE COUNT        prints lines of 80 bytes, one a write                   began, ended, bytes
      losses FILE COUNT       prints what nanoGPT does, 64 KiB a write                began, ended, bytes
+     words FILE COUNT        prints as much, without a loss in it                    began, ended, bytes
      started FILE            prints nothing                                          began
      delays FILE COUNT LOG   prints a line each 5 ms and looks until LOG has it      per line: how long it took
      steady FILE … --life=S  prints 16 KiB each 5 ms, for S seconds or until it      S, longest write,
@@ -70,11 +71,13 @@ static long long lines(long long count) {
     return count * LINE;
 }
 
-/* As nanoGPT prints them, an evaluation each 1000 lines. */
-static size_t make_losses(char *text, long count) {
+/* As nanoGPT prints them, an evaluation each 1000 lines; or with other words of the same length. */
+static size_t make_losses(char *text, long count, int real) {
     char *to = text;
-    const char *step = "step %ld: train loss %.4f, val loss %.4f\n";
-    const char *iter = "iter %ld: loss %.4f, time 12.34ms, mfu 5.67%%\n";
+    const char *step = real ? "step %ld: train loss %.4f, val loss %.4f\n"
+                            : "text %ld: about word %.4f, abc word %.4f\n";
+    const char *iter = real ? "iter %ld: loss %.4f, time 12.34ms, mfu 5.67%%\n"
+                            : "text %ld: word %.4f, took 12.34ms, abc 5.67%%\n";
     for (long n = 0; n < count; n++) {
         double loss = 1 + 1e3 / (n + 1e3);
         to += n % 1000 ? sprintf(to, iter, n, loss) : sprintf(to, step, n, loss, loss);
@@ -82,9 +85,9 @@ static size_t make_losses(char *text, long count) {
     return to - text;
 }
 
-static void losses(const char *file, long count) {
+static void losses(const char *file, long count, int real) {
     char *text = malloc(80 * count);
-    size_t size = make_losses(text, count); /* before the clock starts */
+    size_t size = make_losses(text, count, real); /* before the clock starts */
     long long began = now();
     for (size_t done = 0; done < size; done += WRITE) put(1, text + done, size - done < WRITE ? size - done : WRITE);
     tell(file, began, now(), size);
@@ -172,7 +175,8 @@ int main(int argc, char **argv) {
     for (size_t i = LINE - 1; i < WRITE; i += LINE) x[i] = '\n';
     if (!strcmp(what, "bulk")) size = bulk(number), tell(file, began, now(), size);
     else if (!strcmp(what, "lines")) size = lines(number), tell(file, began, now(), size);
-    else if (!strcmp(what, "losses")) losses(file, number);
+    else if (!strcmp(what, "losses")) losses(file, number, 1);
+    else if (!strcmp(what, "words")) losses(file, number, 0);
     else if (!strcmp(what, "started")) tell(file, began, 0, 0);
     else if (!strcmp(what, "delays") && argc > 4) delays(file, number, argv[4]);
     else if (!strcmp(what, "steady")) steady(file, argc, argv);
