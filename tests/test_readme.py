@@ -102,7 +102,7 @@ class CompleteTest(unittest.TestCase):
         self.assert_all_named(shown["experiments"][0])
 
     def test_every_key_of_what_only_some_batches_have_is_named(self) -> None:
-        self.assert_all_named(item.name for item in dataclasses.fields(runner.SeedGroup))
+        self.assert_all_named(runner.seed_group([runner.Result()]))
         self.assert_all_named(
             item.name for item in dataclasses.fields(runner.PlannedExperiment) if item.name != "sweep"
         )
