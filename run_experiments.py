@@ -3920,38 +3920,32 @@ PAGE = r"""<!DOCTYPE html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title><!--TITLE--></title><link rel="icon" href="data:,"><!--REFRESH-->
 <style>
-:root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9; --box: #f5f6f7;
+:root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9;
   --good: #1a7f37; --bad: #cf222e; --warn: #9a5b00; --busy: #0a66c2; --first: #6d48c2; --last: #6cb947; --c0: #1a7fc2;
   --c1: #dc6413; --c2: #109c76; --c3: #c2619a; --c4: #55aee3; --c5: #d38f00; --c6: var(--dim) }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #131518; --ink: #e3e5e8; --dim: #959ca6;
-  --line: #2b2f35; --box: #1d2024; --good: #45b363; --bad: #f0645c; --warn: #e0962f; --busy: #5fabf5 } }
+  --line: #2b2f35; --good: #45b363; --bad: #f0645c; --warn: #e0962f; --busy: #5fabf5 } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-main { max-width: 80rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem } section { margin-top: 2.5rem }
-h1, h2, b { font-weight: 600 } h1 { margin: 0; font-size: clamp(1.2rem, 5vw, 1.6rem); line-height: 1.25 }
-h2 { margin: 0 auto 0 0; font-size: 1.05rem } dt { font-size: .8rem } dd { margin: 0 } label { font-size: .88rem }
-a { color: var(--busy); text-decoration: none } input { margin: 0; vertical-align: -.1em } summary { cursor: pointer }
+body { max-width: 80rem; margin: 0 auto; padding: 2rem 1.5rem; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+section { margin-top: 2.5rem } h1 { margin: 0; font-size: 1.5rem } h2 { margin: 0 auto 0 0; font-size: 1.05rem }
+h1, h2, b { font-weight: 600 } dd { margin: 0 } dt, label, .legend { font-size: .85rem }
+a { color: var(--busy); text-decoration: none } summary { cursor: pointer }
 button { font: inherit; color: inherit; text-align: inherit; background: none; border: 0; padding: 0; cursor: pointer }
-code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .86em; overflow: auto }
-pre { padding: .8rem 1rem; max-height: 24rem; background: var(--box); border-radius: 6px }
-code { display: block; max-height: 9rem } .dim, dt, thead, small { color: var(--dim) } .wide { flex-basis: 100% }
-.bad { color: var(--bad) } .warn { color: var(--warn) } .dot { white-space: nowrap; --dot: var(--dim) }
-.completed { --dot: var(--good) } .running { --dot: var(--busy) } .failed, .error, .errors { --dot: var(--bad) }
-.timeout, .timeouts, .interrupted { --dot: var(--warn) }
-.dot::before { content: ""; display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%;
-  background: var(--dot); vertical-align: .1em; print-color-adjust: exact }
-.bar, dl, .legend, .legend > * { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 0 0 .6rem }
-.counts { margin: .5rem 0 1.2rem } dl { gap: .7rem 2.2rem } #sweep { max-width: 46rem } .plot { position: relative }
-.plot svg { display: block; width: 100%; height: auto; touch-action: pan-y } text { font-size: 12px; fill: var(--dim) }
-#curves:not(:has(svg)) label { display: none } .grid { stroke: var(--line); shape-rendering: crispEdges }
-.curve { fill: none; stroke-width: 1.6; stroke-linejoin: round } .best { stroke-width: 2.8 }
+code, pre { display: block; max-height: 20rem; margin: .4rem 0; font: .86em ui-monospace, monospace; overflow: auto }
+.dim, dt, thead, small { color: var(--dim) } small { display: block } .bad { color: var(--bad) }
+.warn { color: var(--warn) } .dot { white-space: nowrap; --dot: var(--dim) } .completed { --dot: var(--good) }
+.running { --dot: var(--busy) } .failed, .error, .errors { --dot: var(--bad) }
+.timeout, .timeouts, .interrupted { --dot: var(--warn) } .dot::before { content: "● "; color: var(--dot) }
+.bar, dl, .legend, .legend > * { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; margin: .5rem 0 }
+#sweep { max-width: 46rem } .plot { position: relative } .plot svg { display: block; width: 100%; height: auto }
+#curves:not(:has(svg)) label { display: none } text { font-size: 12px; fill: var(--dim) }
+.grid { stroke: var(--line) } .curve { fill: none; stroke-width: 1.6 } .best { stroke-width: 2.8 }
 .faint { opacity: .4; stroke-width: 1.2 } svg:has(.on) g:not(.on) { opacity: .15 }
 .tip { position: absolute; pointer-events: none; max-width: 16rem; padding: .3rem .6rem; font-size: .82rem;
   white-space: pre-line; background: var(--page); border: 1px solid var(--line); border-radius: 6px }
-.legend { gap: 0; max-height: 8.2rem; overflow: auto; margin: .5rem 0 0 -.5rem; font-size: .85rem }
-.legend > * { flex-wrap: nowrap; align-items: center; gap: .5em; padding: .15rem .5rem; margin: 0 }
-.legend svg { flex: none; width: 22px; height: 8px } [aria-pressed=false] { opacity: .4; text-decoration: line-through }
+.legend { max-height: 8rem; overflow: auto } .legend > * { gap: .5em; align-items: center; margin: 0 }
+.legend svg { width: 22px; height: 8px } [aria-pressed=false] { opacity: .4; text-decoration: line-through }
 .scroll { overflow: auto; margin: 0 -1.5rem; padding: 0 1.5rem .5rem } #batches { max-height: 20rem }
 table { border-collapse: collapse; min-width: 100%; font-size: .86rem; line-height: 1.4; overflow-wrap: break-word;
   --gap: .8rem; --name: 20rem; --files: 8.5rem }
@@ -3960,20 +3954,18 @@ tbody { border-top: 1px solid var(--line) } tr > :first-child { padding-left: 0 
 th, td { padding: .45rem 0 .45rem var(--gap); text-align: right; vertical-align: baseline; white-space: nowrap }
 tbody th, .name, .s, .f, .note td { text-align: left } th, .s, .f { white-space: normal }
 td.s { max-width: 16rem } th div { width: max-content; max-width: var(--name) } .f { min-width: var(--files) }
-.f a { white-space: nowrap; font-size: .93em } .s details { min-width: 7rem } .s details[open] { width: 16rem }
-td b { font-weight: 700 } td b::before { content: "★ "; color: var(--good) } thead th { font-size: .92em }
-.note td { padding: 0 0 .6rem; white-space: pre-line } .note p, pre { margin: .4rem 0 }
+.f a { white-space: nowrap } td b, th b { color: var(--good) }
+.note td { padding: 0 0 .6rem; white-space: pre-line } .note p { margin: .4rem 0 }
 .note td > * { position: sticky; left: 0; width: fit-content; max-width: min(75rem, 100vw - 2rem); margin: 0 }
-[aria-sort^=a]::after { content: " ↑" } [aria-sort^=d]::after { content: " ↓" } small { display: block }
+[aria-sort^=a]::after { content: " ↑" } [aria-sort^=d]::after { content: " ↓" }
 section:not(:has(#all:checked)) tbody:nth-of-type(n + 501) { display: none }
-@media (max-width: 40rem) { main { padding: 1.4rem 1rem 3rem } h2 { flex-basis: 100% }
-  .scroll { margin: 0 -1rem; padding: 0 1rem .5rem } .f { white-space: nowrap } }
-@media print { main { max-width: none; padding: 0 } .scroll, .legend, code { overflow: visible; max-height: none }
+@media (max-width: 40rem) { .f { white-space: nowrap } }
+@media print { body { max-width: none; padding: 0 } .scroll, .legend, code { overflow: visible; max-height: none }
   table, table:has(th) { font-size: 7pt; --gap: .5rem; --name: 9rem } label, .f, .tip { display: none }
   #curves, #sweep, tbody { break-inside: avoid } }
 </style>
 </head>
-<body><main><header><!--HEAD--></header>
+<body><header><!--HEAD--></header>
 <section id="curves"><div class="bar"><h2>Validation loss</h2>
 <label><input type="checkbox" id="train"> training loss</label>
 <label><input type="checkbox" id="log"> log scale</label></div>
@@ -3982,7 +3974,7 @@ section:not(:has(#all:checked)) tbody:nth-of-type(n + 501) { display: none }
 <section id="sweep" hidden><div class="bar"><h2></h2></div><div class="plot"></div><div class="legend"></div></section>
 <!--GROUPS-->
 <section id="experiments"><div class="bar"><h2>Experiments</h2><!--MORE--></div>
-<div class="scroll"><!--ROWS--></div></section></main><script type="application/json" id="data"><!--DATA--></script>
+<div class="scroll"><!--ROWS--></div></section><script type="application/json" id="data"><!--DATA--></script>
 <script>"use strict";
 const one = query => document.querySelector(query), isNumber = v => typeof v === "number";
 const data = JSON.parse(one("#data").textContent), curves = data.curves, sweep = data.sweep;
@@ -4002,29 +3994,21 @@ function add(parent, tag, attributes = {}, text = "") {
   node.append(text);
   return node;
 }
-// An axis maps values to 0..1, with some room at both ends
+// An axis maps values to 0..1, with some room at both ends; ticks are at even steps of 1, 2 or 5
 function axis(values, log, room) {
   const f = log ? Math.log10 : v => v, back = log ? v => 10 ** v : v => v;
   const sorted = Float64Array.from(values, f).sort(), low = sorted[0] ?? 0, high = sorted.at(-1) ?? 1;
   const more = low < high ? room * (high - low) : Math.abs(low) / 2 || .5;
-  const at = v => (f(v) - low + more) / (high - low + 2 * more);
-  return { log, at, low: back(low - more), high: back(high + more) };
+  const start = low - more, length = high - low + 2 * more;
+  const ticks = count => {
+    const least = length / count, power = 10 ** Math.floor(Math.log10(least));
+    const step = power * [1, 2, 5, 10].find(m => m * power >= least * .999), steps = [];
+    for (let n = Math.ceil(start / step); n * step <= start + length; n++) steps.push(n * step);
+    return steps.map(v => Number(back(v).toPrecision(log ? 3 : 9)));
+  };
+  return { log, ticks, at: v => (f(v) - start) / length };
 }
-function ticks({ low, high, log }, count) {
-  if (log) {  // even steps, rounded to as many digits as tell them apart
-    const digits = 1 + Math.ceil(Math.log10(high / (high - low)) - .05);
-    const even = Array.from({ length: count }, (_, i) => low * (high / low) ** ((i + .5) / count));
-    return [...new Set(even.map(v => Number(v.toPrecision(digits))))].filter(v => v >= low && v <= high);
-  }
-  const least = (high - low) / count, power = 10 ** Math.floor(Math.log10(least));
-  const step = power * [1, 2, 5, 10].find(m => m * power >= least * .999);
-  const first = Math.ceil(low / step), length = Math.floor(high / step) - first + 1;
-  return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(9)));
-}
-function short(v) {
-  const rounded = Number(v.toPrecision(4));
-  return v && Math.abs(v) < 1e-3 ? rounded.toExponential() : String(rounded);
-}
+const short = v => v && Math.abs(v) < 1e-3 ? v.toExponential() : String(v);
 // series: [{name, color, kind, dots, points: [[x, loss or "nan", name]]}]
 function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
   const width = Math.max(260, host.clientWidth), height = Math.min(430, Math.max(230, width >> 1));
@@ -4034,12 +4018,11 @@ function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
   const root = add(host, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": yTitle });
   const write = (x, y, anchor, text) => add(root, "text", { x, y, "text-anchor": anchor }, text);
   const line = d => add(root, "path", { class: "grid", d });
-  for (const v of ticks(ys, bottom / 42 | 0)) {
+  for (const v of ys.ticks(bottom / 42 | 0)) {
     line(`M${left} ${y(v)}H${right}`);
     write(left - 8, y(v) + 4, "end", short(v));
   }
-  const apart = (v, i) => !i || x(v) - x(xValues[i - 1]) > 44;
-  for (const v of xValues && xValues.every(apart) ? xValues : ticks(xs, (right - left) / 80 | 0)) {
+  for (const v of xValues?.length < 9 ? xValues : xs.ticks((right - left) / 80 | 0)) {
     line(`M${x(v)} ${bottom}v5`);
     write(x(v), bottom + 20, "middle", short(v));
   }
@@ -4063,19 +4046,20 @@ function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
 }
 function drawSeries(root, s, x, y, top, log) {  // a nan or inf is a cross; returns what the pointer can find
   const group = s.group = add(root, "g"), spots = [];
-  let path = "", crosses = "", broken = false, py = top;
+  let path = "", fitted, py = top;
   for (const [at, loss, name = s.name] of s.points) {
-    const px = x(at), fits = isNumber(loss) && (loss > 0 || !log), isDot = s.dots || s.points.length < 2;
+    const px = x(at), fits = isNumber(loss) && (loss > 0 || !log);
     if (fits) py = Math.max(-2000, y(loss));  // what diverges leaves at the top
-    else py = s.dots ? top : Math.max(top, py);
-    if (!fits && (s.dots || !broken)) crosses += `M${px - 4} ${py - 4}l8 8m0-8l-8 8`;
-    if (fits) path += (path && !broken ? "L" : "M") + px.toFixed(1) + " " + py.toFixed(1);
-    if (fits && isDot) add(group, "circle", { cx: px, cy: py, r: s.dots || 3.5, style: "fill:" + s.color });
-    spots.push({ px, py: Math.max(top, py), group, name, at, loss: fits ? +loss.toPrecision(6) : loss });
-    broken = !fits;
+    else if (s.dots) py = top;
+    const seen = Math.max(top, py);
+    if (!fits && (s.dots || fitted !== false)) path += `M${px - 4} ${seen - 4}l8 8m0-8l-8 8`;
+    if (fits && !s.dots) path += `${fitted ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`;
+    if (fits && (s.dots || s.points.length < 2))
+      add(group, "circle", { cx: px, cy: py, r: s.dots || 3.5, style: "fill:" + s.color });
+    spots.push({ px, py: seen, group, name, at, loss });
+    fitted = fits;
   }
-  const d = s.dots ? crosses : path + crosses;
-  add(group, "path", { class: "curve " + s.kind, d, style: "stroke:" + s.color });
+  add(group, "path", { class: "curve " + s.kind, d: path, style: "stroke:" + s.color });
   return spots;
 }
 const light = group => document.querySelectorAll(".plot g").forEach(g => g.classList.toggle("on", g === group));
@@ -4092,48 +4076,45 @@ function addEntry(host, tag, line) {
   entry.append(line.name + (line.best ? " ★" : ""));
   return entry;
 }
-function draw() {
-  paint(curves);
+function drawCurves() {
   const gone = kept.gone || [], log = !!kept.log, train = kept.train ?? !curves.some(c => c.val.length);
   for (const input of document.querySelectorAll("#curves input")) {
     input.checked = input.id === "log" ? log : train;
-    input.onchange = () => keep({ [input.id]: input.checked }, draw);
+    input.onchange = () => keep({ [input.id]: input.checked }, drawCurves);
   }
+  paint(curves);
+  for (const c of curves) c.points = c.val;
   const here = curves.filter(c => !gone.includes(c.name)).sort((a, b) => a.best - b.best);
-  for (const c of here) c.points = c.val;
   const faint = here.map(c => ({ ...c, kind: "faint", points: c.train, name: c.name + ", training loss" }));
   const series = train ? [...faint, ...here] : here, points = series.flatMap(s => s.points);
   const losses = points.map(p => p[1]).filter(v => isNumber(v) && (v > 0 || !log));
-  // A run that diverges must not flatten the others: the axis ends not far above where the runs began
-  const first = Math.max(...series.map(s => (s.points.find(p => isNumber(p[1])) || [0, 0])[1]));
-  const most = first > 0 && losses.some(v => v > 2 * first) ? 1.2 * first : Infinity;
+  // A run that diverges must not flatten the others: the axis ends at twice what the runs began with
+  const most = 2 * Math.max(...series.map(s => s.points.map(p => p[1]).find(isNumber) || 0)) || Infinity;
   const xs = axis(points.map(p => p[0]), false, 0), ys = axis(losses.map(v => Math.min(v, most)), log, .04);
   plot(one("#curves .plot"), series, xs, ys, "step", "loss");
   const legend = one("#curves .legend");
   legend.textContent = "";
-  if (data.note) add(legend, "div", { class: "wide dim" }, data.note);
+  if (data.note) add(legend, "div", { class: "dim" }, data.note);
   for (const c of curves) {
     const off = gone.includes(c.name), button = addEntry(legend, "button", c);
     button.setAttribute("aria-pressed", !off);
-    button.onclick = () => keep({ gone: off ? gone.filter(n => n !== c.name) : [...gone, c.name] }, draw);
+    button.onclick = () => keep({ gone: off ? gone.filter(n => n !== c.name) : [...gone, c.name] }, drawCurves);
     button.onpointerenter = () => off || light(c.group);
     button.onpointerleave = () => light();
   }
 }
 function drawSweep() {
-  paint(sweep.lines);
-  const points = sweep.lines.flatMap(line => line.points);
-  const finite = points.filter(p => isNumber(p[1])).sort((a, b) => a[1] - b[1]);
-  const means = sweep.lines.map(line => ({ ...line, kind: "faint", points: line.mean }));
-  const dots = sweep.lines.map(line => ({ ...line, dots: points.length > 40 ? 2.5 : 4 }));
-  const best = { color: "var(--good)", kind: "", dots: 6, points: finite.slice(0, 1) };
-  const xs = axis(sweep.values, sweep.log, .05), ys = axis(finite.map(p => p[1]), false, .08);
-  const legend = one("#sweep .legend");
+  const { key, lines, values } = sweep, legend = one("#sweep .legend");
+  paint(lines);
+  const points = lines.flatMap(line => line.points), dots = points.length > 40 ? 2.5 : 4;
+  const xs = axis(values, sweep.log, .05), ys = axis(points.map(p => p[1]).filter(isNumber), false, .08);
+  const means = lines.map(line => ({ ...line, kind: "faint", points: line.mean }));
+  const series = [...means, ...lines.map(line => ({ ...line, dots }))];
   one("#sweep").hidden = false;
-  one("#sweep h2").textContent = "Best validation loss by " + sweep.key;
-  plot(one("#sweep .plot"), [...means, ...dots, best], xs, ys, sweep.key, "best val loss", sweep.values);
+  one("#sweep h2").textContent = "Best validation loss by " + key;
+  plot(one("#sweep .plot"), series, xs, ys, key, "best val loss", values);
   legend.textContent = "";
-  if (sweep.lines.length > 1) for (const line of sweep.lines) addEntry(legend, "span", line);
+  for (const line of lines) addEntry(legend, "span", line);
 }
 // The table: a click sorts up, then down, then as in the batch
 const table = one("#experiments table"), bodies = [...table.tBodies], heads = [...table.tHead.rows[0].cells];
@@ -4162,7 +4143,7 @@ for (const th of heads.slice(0, -1)) {
   };
 }
 function drawAll() {
-  if (curves.length) draw();
+  if (curves.length) drawCurves();
   if (sweep) drawSweep();
 }
 window.onresize = drawAll;
