@@ -3343,6 +3343,10 @@ def show_progress(result: Result) -> str:
     return f"{step}/{result.max_iters}" if result.max_iters else str(step)
 
 
+def show_status(row: Row) -> str:
+    return f"{row['status']} (!)" if row["warnings"] else str(row["status"])
+
+
 def show_best(row: Row) -> str:
     return show_loss(row["best_val_loss"], "") + ("*" if row["best"] else "")
 
@@ -3351,7 +3355,10 @@ def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
     return "" if mean is None else f"{show_loss(mean)} ± {show_loss(deviation)}"
 
 
-FACTS: dict[str, Callable[[Row], str]] = {  # of an experiment: title -> what stands there
+FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in it
+    "experiment": lambda row: clean(row["name"]),
+    "over seeds": lambda row: clean(row["name"]),
+    "status": show_status,
     "step": lambda row: row["progress"],
     "train loss": lambda row: show_loss(row["train_loss"], ""),
     "val loss": lambda row: show_loss(row["val_loss"], ""),
@@ -3359,19 +3366,16 @@ FACTS: dict[str, Callable[[Row], str]] = {  # of an experiment: title -> what st
     "at step": lambda row: "" if row["best_step"] is None else str(row["best_step"]),
     "duration": lambda row: show_duration(row["total_seconds"], ""),
     "ETA": lambda row: show_duration(row["eta_seconds"], ""),
-}
-ON_PAGE = ("train loss", "at step")  # of these the ones that stand on the page only
-GROUP_FACTS: dict[str, Callable[[Row], str]] = {
     "completed": lambda row: f"{row['completed']} of {row['total']}",
     "best val loss": lambda row: show_spread(row["best_mean"], row["best_std"]),
     "last val loss": lambda row: show_spread(row["last_mean"], row["last_std"]),
 }
+TABLE = ("experiment", "status", "step", "val loss", "best (*: of all)", "duration", "ETA")
+GROUP_TABLE = ("over seeds", "completed", "best val loss", "last val loss")
 
 
-def fact_columns(facts: Mapping[str, Callable[[Row], str]], rows: Sequence[Row]) -> list[Column]:
-    """The columns in which something is known."""
-    columns = [[title, *map(show, rows)] for title, show in facts.items()]
-    return [column for column in columns if any(column[1:])]
+def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
+    return [[title, *map(FACTS[title], rows)] for title in titles]
 
 
 def setting_columns(rows: Sequence[Row]) -> list[Column]:
@@ -3406,11 +3410,8 @@ def is_numeric(column: Sequence[str]) -> bool:
 def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
     rows = rows_of(results)
-    names = ["experiment", *(clean(row["name"]) for row in rows)]
-    statuses = ["status", *(f"{row['status']} (!)" if row["warnings"] else str(row["status"]) for row in rows)]
-    facts = [column for column in fact_columns(FACTS, rows) if column[0] not in ON_PAGE]
     settings = [[clean(key), *differing_parts(texts)] for key, *texts in setting_columns(rows)]
-    head, *lines = lay_out([names, statuses, *facts, *settings], width)
+    head, *lines = lay_out([*fact_columns(TABLE, rows), *settings], width)
     told = [head]
     for row, line in zip(rows, lines):
         told += [line, *notes_of(row)]
@@ -3434,14 +3435,14 @@ def error_of(row: Row) -> str:
 
 
 def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns, each with its title, as lines of at most this width: those that don't fit are left out, and the names,
-    which stand in the first one, are cut in the middle."""
+    """Columns, each with its title, as lines of at most this width: those that are empty or don't fit are left out, and
+    the names, which stand in the first one, are cut in the middle."""
     longest = max(map(len, columns[0]))
     room = width - min(SHORT_NAME, longest)
     kept = []
     for column in columns[1:]:
         wide = max(map(len, column))
-        if wide + 2 <= room:
+        if any(column[1:]) and wide + 2 <= room:
             room -= wide + 2
             to_side = str.rjust if is_numeric(column) else str.ljust
             kept.append([to_side(cell, wide) for cell in column])
@@ -3487,8 +3488,7 @@ def mean_and_deviation(losses: Iterable[Optional[float]]) -> tuple[Optional[floa
 
 def group_lines(groups: Sequence[Row], width: int = NO_LIMIT) -> list[str]:
     """The groups as lines for people; none where there are no groups."""
-    names = ["over seeds", *(clean(group["name"]) for group in groups)]
-    return lay_out([names, *fact_columns(GROUP_FACTS, groups)], width) if groups else []
+    return lay_out(fact_columns(GROUP_TABLE, groups), width) if groups else []
 
 
 # ---- the live block
@@ -3525,12 +3525,13 @@ def live_cells(result: Result) -> list[str]:
 # ---- consoles
 
 
-def terminal_size(descriptor: int = 2) -> tuple[int, int]:
-    try:
-        columns, rows = os.get_terminal_size(descriptor)
-    except OSError:
-        columns, rows = 0, 0
-    return columns or 80, rows or 24
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal that stderr is."""
+    with contextlib.suppress(OSError):
+        columns, rows = os.get_terminal_size(2)
+        if columns > 0 and rows > 0:
+            return columns, rows
+    return 80, 24
 
 
 def terminal_width() -> int:
@@ -3573,7 +3574,7 @@ class Console(threading.Thread):
         self.live = not quiet and is_for_blocks()
         self.changed = threading.Condition()
         self.unwritten = 0  # calls whose effect isn't on the screen yet
-        self.waiting: list[tuple[str, bytes]] = []  # (line of the runner's, or prefix and lines of a training)
+        self.waiting: list[tuple[str, bytes]] = []  # lines, and what to write before each of them
         self.followed = 0  # bytes of the trainings' that wait
         self.dropped = 0  # lines of theirs that did not fit
         self.block: list[str] = []  # the live block as it should stand
@@ -3586,15 +3587,13 @@ class Console(threading.Thread):
     def line(self, text: str, even_if_quiet: bool = False) -> None:
         if not self.quiet or even_if_quiet:
             with self.changed:
-                self.waiting.append((f"{text}\n", b""))
+                self.waiting.append(("", text.encode(errors="backslashreplace")))
                 self.wake()
 
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
-        if self.is_broken or self.quiet:
-            return
         with self.changed:
-            if self.followed > FOLLOWED:
+            if self.quiet or self.followed > FOLLOWED:
                 self.dropped += lines.count(b"\n")
                 return
             self.followed += len(lines)
@@ -3631,7 +3630,7 @@ class Console(threading.Thread):
                 done = self.unwritten
                 entries, dropped, block = self.waiting, self.dropped, self.block
                 self.waiting, self.dropped, self.followed = [], 0, 0
-            text = "".join(itertools.starmap(console_text, entries))
+            text = "".join(f"{name}{clean(line)}\n" for name, lines in entries for line in lines_in(lines))
             if dropped:
                 text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
             if text:
@@ -3660,11 +3659,8 @@ class Console(threading.Thread):
             self.is_broken = True
 
 
-def console_text(name: str, lines: bytes) -> str:
-    if not lines:
-        return name
-    texts = lines.decode(errors="replace").expandtabs().splitlines()
-    return "".join(f"{name}{clean(text)}\n" for text in texts)
+def lines_in(data: bytes) -> list[str]:
+    return data.decode(errors="replace").expandtabs().splitlines()
 
 
 def is_for_blocks() -> bool:
@@ -3691,6 +3687,7 @@ MAX_CURVES = 100  # are drawn; more can't be told apart
 MAX_LINKED = 1000  # experiments; of more each has its first link only: six links make 10,000 rows a page of 10 MB
 MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the number too
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
+PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
 SIGN = "⚠\ufe0e"
 EMPTY = {  # by whether the batch runs
     True: "The curves begin with the first evaluation.",
@@ -3808,20 +3805,22 @@ def warnings_html(texts: Iterable[str]) -> str:
 
 
 def experiments_html(rows: Sequence[Row]) -> str:
-    """What a sweep has set stands next to the name."""
+    """What a sweep has set stands next to the name; of the facts those of which something is known."""
     settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
     swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
     status = HtmlColumn("s", "Status", list(map(status_html, rows)))
+    facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
     most_links = None if len(rows) <= MAX_LINKED else 1
     links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
-    head = [name_column("Experiment", rows), *swept, status, *map(fact_html, fact_columns(FACTS, rows))]
-    return table_html([*head, *settings.values(), HtmlColumn("f", "Files", links)], map(note_html, rows))
+    files = HtmlColumn("f", "Files", links)
+    columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
+    return table_html(columns, map(note_html, rows))
 
 
 def groups_html(groups: Sequence[Row]) -> str:
     """The groups of experiments that differ in nothing but the seed."""
     settings = map(setting_html, setting_columns(groups))
-    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_FACTS, groups))]
+    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_TABLE[1:], groups))]
     title = '<div class="bar"><h2>Over seeds</h2><span class="dim">mean ± standard deviation</span></div>'
     table = f'<div class="scroll">{table_html(columns)}</div>'
     return element('section id="groups"', title + table if groups else "")
