@@ -3343,14 +3343,6 @@ def show_progress(result: Result) -> str:
     return f"{step}/{result.max_iters}" if result.max_iters else str(step)
 
 
-def show_status(row: Row) -> str:
-    return f"{row['status']} (!)" if row["warnings"] else str(row["status"])
-
-
-def show_best(row: Row) -> str:
-    return show_loss(row["best_val_loss"], "") + ("*" if row["best"] else "")
-
-
 def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
     return "" if mean is None else f"{show_loss(mean)} ± {show_loss(deviation)}"
 
@@ -3358,11 +3350,11 @@ def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
 FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in it
     "experiment": lambda row: clean(row["name"]),
     "over seeds": lambda row: clean(row["name"]),
-    "status": show_status,
+    "status": lambda row: str(row["status"]) + (" (!)" if row["warnings"] else ""),
     "step": lambda row: row["progress"],
     "train loss": lambda row: show_loss(row["train_loss"], ""),
     "val loss": lambda row: show_loss(row["val_loss"], ""),
-    "best (*: of all)": show_best,
+    "best (*: of all)": lambda row: show_loss(row["best_val_loss"], "") + ("*" if row["best"] else ""),
     "at step": lambda row: "" if row["best_step"] is None else str(row["best_step"]),
     "duration": lambda row: show_duration(row["total_seconds"], ""),
     "ETA": lambda row: show_duration(row["eta_seconds"], ""),
@@ -3579,7 +3571,6 @@ class Console(threading.Thread):
         self.dropped = 0  # lines of theirs that did not fit
         self.block: list[str] = []  # the live block as it should stand
         self.drawn: list[str] = []  # and as it stands
-        self.is_broken = False
         self.progress = 0.0  # when something was last written
 
     # ---- for the loop and the Tees; none of these waits for the console
@@ -3593,12 +3584,12 @@ class Console(threading.Thread):
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
         with self.changed:
-            if self.quiet or self.followed > FOLLOWED:
+            if self.followed > FOLLOWED:
                 self.dropped += lines.count(b"\n")
-                return
-            self.followed += len(lines)
-            self.waiting.append((name, lines))
-            self.wake()
+            elif not self.quiet:
+                self.followed += len(lines)
+                self.waiting.append((name, lines))
+                self.wake()
 
     def draw(self, block: list[str]) -> None:
         """Put a block in the place of the one on the screen."""
@@ -3649,14 +3640,13 @@ class Console(threading.Thread):
         self.drawn = block
 
     def write(self, descriptor: int, text: str) -> None:
+        """What can't be written, to a pipe that is closed say, is left out."""
         data = encoded(text)
-        try:
+        with contextlib.suppress(OSError):
             os.set_blocking(descriptor, True)
-            while data and not self.is_broken:
+            while data:
                 data = data[os.write(descriptor, data[:CHUNK]) :]
                 self.progress = time.monotonic()
-        except OSError:
-            self.is_broken = True
 
 
 def lines_in(data: bytes) -> list[str]:
@@ -3828,12 +3818,10 @@ def groups_html(groups: Sequence[Row]) -> str:
 
 def batches_html(batches: Sequence[Row]) -> str:
     """What a page over several batches is made of."""
-    columns = [
-        HtmlColumn("name", "Batch", [f"<div>{link_html(each['name'], each['href'])}</div>" for each in batches]),
-        HtmlColumn("s", "State", [to_html(each["state"]) for each in batches]),
-        HtmlColumn("s", "Started", [to_html(each["started"]) for each in batches]),
-        HtmlColumn("s", "Command", [element("code", to_html(each["command"])) for each in batches]),
-    ]
+    names = [f"<div>{link_html(each['name'], each['href'])}</div>" for each in batches]
+    columns = [HtmlColumn("name", "Batch", names)]
+    for key in ("state", "started", "command"):
+        columns.append(HtmlColumn("s", key.capitalize(), [to_html(each[key]) for each in batches]))
     return element('div class="scroll" id="batches"', table_html(columns) if batches else "")
 
 
@@ -3897,11 +3885,9 @@ def render_page(head: PageHead, rows: Sequence[Row], curves: Sequence[Row], grou
     drawn = [{**curve, "best": best[curve["name"]]} for curve in curves if curve["val"] + curve["train"]]
     note = f"the best {MAX_CURVES} of {len(rows):,} are drawn" if len(rows) > MAX_CURVES else ""
     data = {"curves": drawn, "sweep": sweep_chart(rows), "note": note, "reload": head.reload_seconds}
-    refresh = f'<noscript><meta http-equiv="refresh" content="{head.reload_seconds}"></noscript>'
     more = f'<label><input type="checkbox" id="all"> show all {len(rows):,}</label>'
     parts = {
         "TITLE": to_html(head.title),
-        "REFRESH": refresh if head.reload_seconds else "",
         "HEAD": head_html(head),
         "EMPTY": "" if drawn else EMPTY[head.state == "running"],
         "GROUPS": groups_html(groups),
@@ -3917,7 +3903,7 @@ PAGE = r"""<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title><!--TITLE--></title><link rel="icon" href="data:,"><!--REFRESH-->
+<title><!--TITLE--></title><link rel="icon" href="data:,">
 <style>
 :root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9;
   --good: #1a7f37; --bad: #cf222e; --warn: #9a5b00; --busy: #0a66c2; --first: #6d48c2; --last: #6cb947; --c0: #1a7fc2;

@@ -226,9 +226,7 @@ class HeadTest(unittest.TestCase):
     def test_it_reloads_only_while_the_batch_runs(self) -> None:
         running, finished = (page([row("a")], reload_seconds=seconds) for seconds in (10.0, None))
         self.assertEqual(data_of(running)["reload"], 10)
-        self.assertIn('http-equiv="refresh"', running)
         self.assertIsNone(data_of(finished)["reload"])
-        self.assertNotIn('http-equiv="refresh"', finished)
 
 
 class GroupTest(unittest.TestCase):
