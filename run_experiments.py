@@ -3400,13 +3400,17 @@ def is_numeric(column: Sequence[str]) -> bool:
 
 
 def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
-    """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
+    """The results as lines for people: one for each, which fits the width, and under it what went wrong with it; then
+    one for each group of seeds."""
     rows = rows_of(results)
     settings = [[clean(key), *differing_parts(texts)] for key, *texts in setting_columns(rows)]
     head, *lines = lay_out([*fact_columns(TABLE, rows), *settings], width)
     told = [head]
     for row, line in zip(rows, lines):
         told += [line, *notes_of(row)]
+    groups = seed_groups(results)
+    if groups:
+        told += lay_out(fact_columns(GROUP_TABLE, groups), width)
     return told
 
 
@@ -3419,11 +3423,10 @@ def notes_of(row: Row) -> list[str]:
     return [f"    {label}: {clean(text)}" for label, text in notes if text]
 
 
-def error_of(row: Row) -> str:
+def error_of(row: Row) -> Optional[str]:
     """What went wrong, where that says more than the status does."""
-    error = row["error"] or ""
-    is_status = row["status"] == Status.INTERRUPTED and error.startswith("stopped by")
-    return "" if is_status else error
+    is_status = row["status"] == Status.INTERRUPTED and str(row["error"]).startswith("stopped by")
+    return None if is_status else row["error"]
 
 
 def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -3476,11 +3479,6 @@ def mean_and_deviation(losses: Iterable[Optional[float]]) -> tuple[Optional[floa
     if len(finite) < 2:
         return None, None
     return statistics.fmean(finite), statistics.stdev(finite)
-
-
-def group_lines(groups: Sequence[Row], width: int = NO_LIMIT) -> list[str]:
-    """The groups as lines for people; none where there are no groups."""
-    return lay_out(fact_columns(GROUP_TABLE, groups), width) if groups else []
 
 
 # ---- the live block
@@ -3679,10 +3677,7 @@ MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the 
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
 PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
 SIGN = "⚠\ufe0e"
-EMPTY = {  # by whether the batch runs
-    True: "The curves begin with the first evaluation.",
-    False: "No experiment printed an evaluation, so there are no curves.",
-}
+NO_CURVES = "No experiment has printed an evaluation, so there are no curves."
 
 
 @dataclass
@@ -3718,8 +3713,8 @@ def to_html(value: Any) -> str:
     return "" if value is None else html.escape(clean(str(value)))
 
 
-def lines_html(text: str) -> str:
-    return "\n".join(map(to_html, text.expandtabs().splitlines()))
+def lines_html(text: Optional[str]) -> str:
+    return "\n".join(map(to_html, (text or "").expandtabs().splitlines()))
 
 
 def element(tag: str, inside: str) -> str:
@@ -3746,9 +3741,9 @@ def table_html(columns: Sequence[HtmlColumn], notes: Iterable[str] = itertools.r
     """A table with a tbody for each row and its note. End tags that HTML lets go are a megabyte at 10,000 rows."""
     titles = [f'<th scope="col" class="{column.kind}">{column.title}</th>' for column in columns]
     lines = [f"<table><thead><tr>{''.join(titles)}</thead>"]
-    cells = [[CELLS[column.kind] + cell for cell in column.cells] for column in columns]
-    for note, *row in zip(notes, *cells):
-        lines.append("<tbody><tr>" + "".join(row))
+    tags = [CELLS[column.kind] for column in columns]
+    for note, *cells in zip(notes, *(column.cells for column in columns)):
+        lines.append("<tbody><tr>" + "".join(map(operator.add, tags, cells)))
         if note:
             lines.append(f'<tr class="note"><td colspan="{len(columns)}">{note}')
     return "\n".join(lines) + "</table>"
@@ -3783,7 +3778,7 @@ def status_html(row: Row) -> str:
 def note_html(row: Row) -> str:
     """The error of a row, with hint and end of stderr folded under it, and its warnings."""
     error = lines_html(error_of(row))
-    more = element("p", lines_html(row["hint"] or "")) + element("pre", lines_html(row["stderr_tail"]))
+    more = element("p", lines_html(row["hint"])) + element("pre", lines_html(row["stderr_tail"]))
     told = element('p class="bad"', error)
     if error and more:
         told = f'<details><summary class="bad">{error}</summary>{more}</details>'
@@ -3850,16 +3845,15 @@ def is_finite_number(value: Any) -> bool:
 
 def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
     """A line for each config, where one swept number tells all points apart but those of seeds."""
-    told = [row for row in rows if row["sweep"] and row["best_val_loss"] is not None]
-    key = next((key for key in keys_of(row["sweep"] for row in told) if key != "seed"), "")
-    swept = [row["sweep"].get(key) for row in told]
-    points = {str({**row["sweep"], "seed": None}) for row in told}
-    if not told or not all(map(is_finite_number, swept)) or len(set(swept)) < len(points):
+    key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
+    told = [row for row in rows if is_finite_number(row["sweep"].get(key)) and row["best_val_loss"] is not None]
+    values = sorted({row["sweep"][key] for row in told})
+    distinct = {str({**row["sweep"], "seed": None}) for row in told}
+    if not values or len(values) < len(distinct):
         return None
     lines: defaultdict[str, list[list[Any]]] = defaultdict(list)
-    for row in sorted(told, key=lambda row: float(row["sweep"][key])):
+    for row in sorted(told, key=lambda row: row["sweep"][key]):
         lines[row["config_path"]].append([row["sweep"][key], row["best_val_loss"], row["name"]])
-    values = sorted(set(swept))
     drawn = [{"name": path, "points": points, "mean": means(points)} for path, points in lines.items()]
     return {"key": key, "log": is_log_spaced(values), "values": values, "lines": drawn}
 
@@ -3889,7 +3883,7 @@ def render_page(head: PageHead, rows: Sequence[Row], curves: Sequence[Row], grou
     parts = {
         "TITLE": to_html(head.title),
         "HEAD": head_html(head),
-        "EMPTY": "" if drawn else EMPTY[head.state == "running"],
+        "EMPTY": "" if drawn else NO_CURVES,
         "GROUPS": groups_html(groups),
         "MORE": more if len(rows) > MAX_SHOWN else "",
         "ROWS": experiments_html(rows),
@@ -5600,10 +5594,10 @@ class Batch:
         """The table, for the master log and the console, which is then settled; even a quiet one if not all is well."""
         self.console.draw([])
         results = [self.results[name] for name in self.plan]
-        for line in [*result_lines(results), *group_lines(seed_groups(results)), show_counts(counts)]:
+        for line in [*result_lines(results), show_counts(counts)]:
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
         width = terminal_width()
-        lines = [*result_lines(results, width), *group_lines(seed_groups(results), width), show_counts(counts)]
+        lines = [*result_lines(results, width), show_counts(counts)]
         is_silent = self.options.quiet and is_all_well
         if is_silent:
             lines = [f"{each.config_name}: warning: {text}" for each in results for text in each.warnings]
@@ -6333,7 +6327,7 @@ def status_lines(sources: Sequence[PageSource]) -> list[str]:
     lines = [line for source in sources for line in batch_lines(source)]
     if len(sources) > 1:
         lines += shard_notes([source.summary for source in sources])
-    return [*lines, *result_lines(results, width), *group_lines(seed_groups(results), width)]
+    return [*lines, *result_lines(results, width)]
 
 
 def batch_lines(source: PageSource) -> list[str]:

@@ -288,7 +288,6 @@ class DataTest(unittest.TestCase):
         self.assertEqual(data_of(text)["curves"][0]["val"][1], [2, "nan"])
         self.assertNotIn("so there are no curves", text)
         self.assertIn("so there are no curves", page([row("a")]))
-        self.assertIn("begin with the first evaluation", page([row("a")], state="running"))
 
     def test_of_many_experiments_it_says_how_many_are_drawn(self) -> None:
         rows = [row(f"run_{number}") for number in range(150)]

@@ -127,7 +127,7 @@ class PageTest(unittest.TestCase):
         case.add("a", status="running")
         case.add("b", status="pending")
         self.open(case.page())
-        self.assertIn("The curves begin with the first evaluation", self.browser.texts("#curves .plot")[0])
+        self.assertIn("so there are no curves", self.browser.texts("#curves .plot")[0])
         self.assertEqual(self.column(2), ["running", "pending"])
         case = Case(self.dir / "failed")
         for name in "abc":
