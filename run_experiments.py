@@ -259,8 +259,12 @@ def whole_seconds(seconds: Optional[float]) -> str:
     return show_duration(seconds if seconds is None else seconds // 1)
 
 
-def show_loss(loss: Optional[float], unknown: str = "-") -> str:
-    return unknown if loss is None else f"{float(loss):.4f}"
+def show_loss(loss: Union[float, str, None], unknown: str = "-") -> str:
+    """A loss with four digits that count; one that is nan or inf is a text in JSON."""
+    if loss is None:
+        return unknown
+    value = float(loss)
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
 def show_value(value: Any, most: int = 20) -> str:
@@ -3194,16 +3198,16 @@ def end_of(ward: Ward, rules: StopRules) -> Optional[Ending]:
 # What people see of results: rows, the table, the time that is left, the lines on a console. Nothing here decides, and
 # nothing that a console does (blocks, closes, is gone) may reach the loop.
 
-TITLES = ("experiment", "status", "step", "val loss", "best val loss", "duration", "ETA")
-STAR = "best (*: of all)"  # the title where one of the losses is marked
-NUMBERS = (*TITLES[2:], STAR)  # the columns that are set to the right
-SHORT_NAME = 16  # columns below which no name is cut
+Row = dict[str, Any]  # an experiment, or a group of them, as tables, page and JSON tell it
+Column = list[str]  # of a table: its title, and a text for each row
+SHORT_NAME = 16  # characters below which no name is cut
 LONG = 24  # characters of a setting; of a longer one a part is shown
 NO_LIMIT = 100_000  # columns of what is no terminal
 FOLLOWED = 1 << 20  # bytes of the trainings' output that wait for a slow console; more is dropped
 CHUNK = 4096  # bytes written to a console at a time
 STUCK = 2.0  # seconds without progress after which a console is left alone at the end
 NOT_COMPARED = ("seed", "device", "out_dir", "wandb_run_name")  # settings in which runs of one seed group may differ
+LIKE_NUMBER = re.compile(r"-?\d|inf|nan|\?|$")  # `?`: it isn't known; nothing: it isn't set
 
 
 def known_values(values: Iterable[Optional[float]]) -> list[float]:
@@ -3213,7 +3217,7 @@ def known_values(values: Iterable[Optional[float]]) -> list[float]:
 def elapsed(result: Result) -> Optional[float]:
     """Seconds that an attempt took, or has taken so far."""
     if result.status is Status.RUNNING and result.start_time:
-        with contextlib.suppress(ValueError, TypeError, OverflowError, OSError):
+        with contextlib.suppress(ValueError, OverflowError):  # of a damaged file
             return max(0.0, time.time() - datetime.fromisoformat(result.start_time).timestamp())
     return result.duration_seconds
 
@@ -3241,7 +3245,7 @@ def seconds_needed(result: Result) -> Optional[float]:
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
-    """Seconds until a batch is done: what its running experiments need, and the usual time for each of the others.
+    """Seconds until a batch is done: what is left of its running experiments, and the usual time for each other one.
 
     The usual time is the mean of the completed ones, else of what the running ones will have taken."""
     by_status: defaultdict[Status, list[Result]] = defaultdict(list)
@@ -3260,18 +3264,17 @@ def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
 # ---- rows and tables
 
 
-def rows_of(results: Sequence[Result]) -> list[dict[str, Any]]:
-    """What the table, the page and --status --json show of each experiment."""
-    keys = ("status", "error", "hint", "warnings", "stderr_tail", "attempts", "settings", "device", "last_line")
-    losses = [each.metrics.best_val_loss for each in results]
-    finite = known_values(losses)
-    best = losses.index(min(finite)) if len(finite) > 1 else None
+def rows_of(results: Sequence[Result]) -> list[Row]:
+    """What the table, the page and --status --json tell of each experiment."""
+    keys = "status error hint warnings stderr_tail attempts settings device last_line config_path".split()
+    losses = known_values(each.metrics.best_val_loss for each in results)
+    best = min(losses) if len(losses) > 1 else math.nan
     rows = []
-    for number, each in enumerate(results):
+    for each in results:
         row = {"name": each.config_name, "progress": show_progress(each), **to_json(each.metrics)}
         row.update((key, getattr(each, key)) for key in keys)
         row.update(duration_seconds=elapsed(each), total_seconds=total_elapsed(each), eta_seconds=seconds_left(each))
-        row.update(config_path=each.config_path, best=number == best)
+        row["best"] = each.metrics.best_val_loss == best
         rows.append(row)
     return rows
 
@@ -3283,40 +3286,42 @@ def show_progress(result: Result) -> str:
     return f"{step}/{result.max_iters}" if result.max_iters else str(step)
 
 
-def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
-    """The results as lines for people: one for each, which fits the width, and under it what went wrong with it."""
-    rows = rows_of(results)
-    titles = list(TITLES)
-    if any(row["best"] for row in rows):
-        titles[4] = STAR
-    columns = [*zip(titles, *map(table_cells, rows)), *setting_columns(rows)]
-    head, *lines = lay_out(columns, width)
-    told = [head]
-    for row, line in zip(rows, lines):
-        told += [line, *notes_of(row)]
-    return told
+def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
+    return "" if mean is None else f"{show_loss(mean)} ± {show_loss(deviation)}"
 
 
-def table_cells(row: dict[str, Any]) -> list[str]:
-    return [
-        clean(row["name"]),
-        f"{row['status']} (!)" if row["warnings"] else str(row["status"]),
-        row["progress"],
-        show_loss(row["val_loss"], ""),
-        show_loss(row["best_val_loss"], "") + ("*" if row["best"] else ""),
-        show_duration(row["total_seconds"]),
-        show_duration(row["eta_seconds"], ""),
-    ]
+FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in it
+    "experiment": lambda row: clean(row["name"]),
+    "over seeds": lambda row: clean(row["name"]),
+    "status": lambda row: str(row["status"]) + (" (!)" if row["warnings"] else ""),
+    "step": lambda row: row["progress"],
+    "train loss": lambda row: show_loss(row["train_loss"], ""),
+    "val loss": lambda row: show_loss(row["val_loss"], ""),
+    "best (*: of all)": lambda row: show_loss(row["best_val_loss"], "") + ("*" if row["best"] else ""),
+    "at step": lambda row: "" if row["best_step"] is None else str(row["best_step"]),
+    "duration": lambda row: show_duration(row["total_seconds"], ""),
+    "ETA": lambda row: show_duration(row["eta_seconds"], ""),
+    "completed": lambda row: f"{row['completed']} of {row['total']}",
+    "best val loss": lambda row: show_spread(row["best_mean"], row["best_std"]),
+    "last val loss": lambda row: show_spread(row["last_mean"], row["last_std"]),
+}
+TABLE = ("experiment", "status", "step", "val loss", "best (*: of all)", "duration", "ETA")
+GROUP_TABLE = ("over seeds", "completed", "best val loss", "last val loss")
 
 
-def setting_columns(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
-    """A column for each setting in which the rows differ, and for the device."""
-    settings = [{"device": row["device"] or "", **row["settings"]} for row in rows]
+def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
+    return [[title, *map(FACTS[title], rows)] for title in titles]
+
+
+def setting_columns(rows: Sequence[Row]) -> list[Column]:
+    """A column for each setting in which the rows differ, and for the device; `?` is what isn't known."""
+    settings = [{"device": row.get("device"), **row["settings"]} for row in rows]
     columns = []
     for key in keys_of(settings):
-        texts = [show_setting(each, key) for each in settings]
+        values = [each.get(key, "") for each in settings]
+        texts = ["?" if value is None else clean(str(value)) for value in values]
         if len(set(texts)) > 1:
-            columns.append([clean(key), *differing_parts(texts)])
+            columns.append([key, *texts])
     return columns
 
 
@@ -3325,19 +3330,46 @@ def keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(settings)))
 
 
-def show_setting(settings: Mapping[str, Any], key: str) -> str:
-    """A setting's value; `?` for None: it isn't known."""
-    value = settings.get(key, "")
-    return "?" if value is None else clean(str(value))
-
-
 def differing_parts(texts: Sequence[str]) -> list[str]:
-    """Values of a setting, of long ones what begins with the list item, or some characters, before they differ."""
-    long = [text for text in texts if len(text) > LONG]
-    common = os.path.commonprefix(long) if len(set(long)) > 1 else ""
-    item = re.sub(r"[^,\[{(]*\Z", "", common)
-    start = max(len(item), len(common) - LONG // 2)
-    return [text[start : start + LONG].strip() + "…" if len(text) > LONG else text for text in texts]
+    """Values of a setting; of long ones a part that begins shortly before they differ."""
+    long = {text for text in texts if len(text) > LONG}
+    common = len(os.path.commonprefix(list(long))) if len(long) > 1 else 0
+    start = max(0, common - LONG // 2)
+    return [text[start : start + LONG].strip() + "…" if text in long else text for text in texts]
+
+
+def is_numeric(column: Sequence[str]) -> bool:
+    return all(map(LIKE_NUMBER.match, column[1:]))
+
+
+def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
+    """The results as lines for people: one for each, which fits the width, and under it what went wrong with it; then
+    one for each group of seeds."""
+    rows = rows_of(results)
+    settings = [[clean(key), *differing_parts(texts)] for key, *texts in setting_columns(rows)]
+    head, *lines = lay_out([*fact_columns(TABLE, rows), *settings], width)
+    told = [head]
+    for row, line in zip(rows, lines):
+        told += [line, *notes_of(row)]
+    groups = seed_groups(results)
+    if groups:
+        told += lay_out(fact_columns(GROUP_TABLE, groups), width)
+    return told
+
+
+def notes_of(row: Row) -> list[str]:
+    """The lines under a row."""
+    is_mute = row["status"] is Status.RUNNING and not row["progress"]
+    last_line = show_value(row["last_line"], 70) if is_mute else ""
+    notes = [("error", error_of(row)), ("hint", row["hint"]), ("prints", last_line)]
+    notes += [("warning", text) for text in row["warnings"]]
+    return [f"    {label}: {clean(text)}" for label, text in notes if text]
+
+
+def error_of(row: Row) -> Optional[str]:
+    """What went wrong, where that says more than the status does."""
+    is_status = row["status"] == Status.INTERRUPTED and str(row["error"]).startswith("stopped by")
+    return None if is_status else row["error"]
 
 
 def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -3346,90 +3378,50 @@ def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
     longest = max(map(len, columns[0]))
     room = width - min(SHORT_NAME, longest)
     kept = []
-    for title, *cells in columns[1:]:
-        wide = max(map(len, [title, *cells]))
-        if any(cells) and wide + 2 <= room:
+    for column in columns[1:]:
+        wide = max(map(len, column))
+        if any(column[1:]) and wide + 2 <= room:
             room -= wide + 2
-            to_side = str.rjust if title in NUMBERS else str.ljust
-            kept.append([to_side(cell, wide) for cell in (title, *cells)])
+            to_side = str.rjust if is_numeric(column) else str.ljust
+            kept.append([to_side(cell, wide) for cell in column])
     wide = min(longest, SHORT_NAME + max(0, room))
     names = [shorten(name, wide).ljust(wide) for name in columns[0]]
     return ["  ".join(line).rstrip() for line in zip(names, *kept)]
 
 
-def notes_of(row: dict[str, Any]) -> list[str]:
-    """The lines under a row."""
-    notes = [("error", row["error"]), ("hint", row["hint"])]
-    if row["status"] is Status.RUNNING and not row["progress"]:
-        notes.append(("prints", show_value(row["last_line"], 70)))
-    notes += [("warning", text) for text in row["warnings"]]
-    return [f"    {label}: {clean(text)}" for label, text in notes if text]
-
-
-@dataclass
-class SeedGroup:
-    """Experiments that differ in nothing but their seed."""
-
-    name: str
-    settings: dict[str, Any]
-    completed: int
-    total: int
-    best_mean: Optional[float]
-    best_std: Optional[float]
-    last_mean: Optional[float]
-    last_std: Optional[float]
-
-
-def seed_groups(results: Sequence[Result]) -> list[SeedGroup]:
-    """The groups of a batch in which seeds differ, the best first; none in another."""
+def seed_groups(results: Sequence[Result]) -> list[Row]:
+    """The experiments of a config that differ in nothing but their seed, the best group first."""
     members: defaultdict[str, list[Result]] = defaultdict(list)
     for each in results:
-        settings = compared(each)
-        # Of an unknown value nobody knows, and a config beside which a seed is given need not even be Python.
-        is_told = None not in settings.values() and "seed" not in each.overrides
-        path = "" if is_told else each.config_path
         if "seed" in each.settings:
-            members[json.dumps([settings, path], sort_keys=True)].append(each)
+            members[json.dumps([each.config_path, compared(each)], sort_keys=True)].append(each)
     groups = [seed_group(group) for group in members.values() if len(group) > 1]
-    return sorted(groups, key=lambda group: math.inf if group.best_mean is None else group.best_mean)
+    return sorted(groups, key=lambda group: math.inf if group["best_mean"] is None else group["best_mean"])
 
 
 def compared(result: Result) -> dict[str, Any]:
     return {key: value for key, value in result.settings.items() if key not in NOT_COMPARED}
 
 
-def seed_group(group: Sequence[Result]) -> SeedGroup:
+def seed_group(group: Sequence[Result]) -> Row:
     """Its name is that of an experiment without the seed, or what the names begin with."""
-    bare = [re.sub(r"__seed_[^_]*", "", each.config_name) for each in group]
-    name = os.path.commonprefix(bare)
+    names = [re.sub(r"__seed_[^_]*", "", each.config_name) for each in group]
     done = [each.metrics for each in group if each.status is Status.COMPLETED]
-    best = mean_and_deviation([each.best_val_loss for each in done])
-    last = mean_and_deviation([each.val_loss for each in done])
-    return SeedGroup(name, compared(group[0]), len(done), len(group), *best, *last)
+    row: Row = {"name": os.path.commonprefix(names), "settings": compared(group[0])}
+    row.update(completed=len(done), total=len(group))
+    row["best_mean"], row["best_std"] = mean_and_deviation(each.best_val_loss for each in done)
+    row["last_mean"], row["last_std"] = mean_and_deviation(each.val_loss for each in done)
+    return row
 
 
-def mean_and_deviation(losses: Sequence[Optional[float]]) -> tuple[Optional[float], Optional[float]]:
+def mean_and_deviation(losses: Iterable[Optional[float]]) -> tuple[Optional[float], Optional[float]]:
     """Mean and sample standard deviation of two or more losses that are known and finite."""
+    import statistics  # some ms that only a sweep over seeds costs
+
     finite = known_values(losses)
     if len(finite) < 2:
         return None, None
-    mean = math.fsum(finite) / len(finite)
-    variance = math.fsum((loss - mean) ** 2 for loss in finite) / (len(finite) - 1)
-    return mean, math.sqrt(variance)
-
-
-def group_lines(groups: Sequence[SeedGroup], width: int = NO_LIMIT) -> list[str]:
-    """The groups as lines for people; none where there are no groups."""
-    cells = [["over seeds", "completed", "best val loss", "last val loss"]]
-    for group in groups:
-        best = show_spread(group.best_mean, group.best_std)
-        last = show_spread(group.last_mean, group.last_std)
-        cells.append([clean(group.name), f"{group.completed} of {group.total}", best, last])
-    return lay_out(list(zip(*cells)), width) if groups else []
-
-
-def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
-    return "" if mean is None or deviation is None else f"{mean:.4f} ± {deviation:.4f}"
+    return statistics.fmean(finite), statistics.stdev(finite)
 
 
 # ---- the live block
@@ -3439,8 +3431,10 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
     width, height = size
     seen = running[: max(1, height - 4)]
-    columns = list(zip([""] * 6, *map(live_cells, seen)))
-    lines = [f"{line}  {last_words(each)}".rstrip() for line, each in zip(lay_out(columns, width - 1)[1:], seen)]
+    lines = lay_out(list(zip([""] * 6, *map(live_cells, seen))), width - 1)[1:]
+    for number, each in enumerate(seen):
+        if each.metrics.step is None and each.last_line:  # it is what there is to show
+            lines[number] = f"{shorten(each.config_name, SHORT_NAME)}  {clean(each.last_line)}"
     if len(seen) < len(running):
         lines.append(f"... and {len(running) - len(seen)} more")
     left = batch_left(everyone, slots)
@@ -3449,14 +3443,7 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     return [line[: max(1, width - 1)] for line in lines]
 
 
-def last_words(result: Result) -> str:
-    """Of a trainer that prints no step its last line is what there is to show."""
-    return clean(result.last_line) if result.metrics.step is None else ""
-
-
 def live_cells(result: Result) -> list[str]:
-    if last_words(result):
-        return [result.config_name, *[""] * 5]
     left = seconds_left(result)
     return [
         result.config_name,
@@ -3471,6 +3458,15 @@ def live_cells(result: Result) -> list[str]:
 # ---- consoles
 
 
+def terminal_size() -> tuple[int, int]:
+    """Columns and rows of the terminal that stderr is."""
+    with contextlib.suppress(OSError):
+        columns, rows = os.get_terminal_size(2)
+        if columns > 0 and rows > 0:
+            return columns, rows
+    return 80, 24
+
+
 def terminal_width() -> int:
     """The columns of the terminal that stdout is, or of $COLUMNS; no limit elsewhere."""
     return shutil.get_terminal_size((NO_LIMIT, 24)).columns or NO_LIMIT
@@ -3481,23 +3477,13 @@ def encoded(text: str) -> memoryview:
     return memoryview(text.encode(encoding, "backslashreplace"))
 
 
-def write_some(descriptor: int, data: memoryview) -> int:
-    """Returns how many bytes were written. Raises OSError."""
-    try:
-        return os.write(descriptor, data)
-    except BlockingIOError:  # another program left the terminal so
-        poll = select.poll()
-        poll.register(descriptor, select.POLLOUT)
-        poll.poll()
-        return 0
-
-
 def print_whole(lines: Iterable[str]) -> None:
     """Print all of what was asked for, at the pace of its reader. Raises UsageError where it can't be written."""
     data = encoded("".join(f"{line}\n" for line in lines))
     try:
+        os.set_blocking(1, True)  # another program may have left the terminal otherwise
         while data:
-            data = data[write_some(1, data) :]
+            data = data[os.write(1, data) :]
     except BrokenPipeError:
         pass  # `head` has seen enough
     except OSError as error:
@@ -3520,12 +3506,12 @@ class Console(threading.Thread):
         self.quiet = quiet
         self.live = not quiet and is_for_blocks()
         self.changed = threading.Condition()
-        self.waiting: list[tuple[str, bytes]] = []  # (line of the runner's, or prefix and lines of a training)
+        self.unwritten = 0  # calls whose effect isn't on the screen yet
+        self.waiting: list[tuple[str, bytes]] = []  # lines, and what to write before each of them
         self.followed = 0  # bytes of the trainings' that wait
         self.dropped = 0  # lines of theirs that did not fit
-        self.block: Optional[list[str]] = None  # the block as it should stand, where that is new
+        self.block: list[str] = []  # the live block as it should stand
         self.drawn: list[str] = []  # and as it stands
-        self.is_broken = self.is_idle = False
         self.progress = 0.0  # when something was last written
 
     # ---- for the loop and the Tees; none of these waits for the console
@@ -3533,55 +3519,50 @@ class Console(threading.Thread):
     def line(self, text: str, even_if_quiet: bool = False) -> None:
         if not self.quiet or even_if_quiet:
             with self.changed:
-                self.waiting.append((f"{text}\n", b""))
-                self.changed.notify_all()
+                self.waiting.append(("", text.encode(errors="backslashreplace")))
+                self.wake()
 
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
-        if self.is_broken or self.quiet:
-            return
         with self.changed:
             if self.followed > FOLLOWED:
                 self.dropped += lines.count(b"\n")
-                return
-            self.followed += len(lines)
-            self.waiting.append((name, lines))
-            self.changed.notify_all()
+            elif not self.quiet:
+                self.followed += len(lines)
+                self.waiting.append((name, lines))
+                self.wake()
 
     def draw(self, block: list[str]) -> None:
         """Put a block in the place of the one on the screen."""
         if self.live:
             with self.changed:
                 self.block = block
-                self.changed.notify_all()
+                self.wake()
+
+    def wake(self) -> None:
+        self.unwritten += 1
+        self.changed.notify_all()
 
     def settle(self, patience: float) -> None:
         """Wait until all is written, or nothing has been for so many seconds."""
         self.progress = time.monotonic()
         with self.changed:
-            while not self.is_idle or self.has_news():
-                if time.monotonic() > self.progress + patience:
-                    break
+            while self.unwritten and time.monotonic() < self.progress + patience:
                 self.changed.wait(0.1)
-
-    def has_news(self) -> bool:
-        return bool(self.waiting) or self.block is not None
 
     # ---- the thread
 
     def run(self) -> None:
-        block: list[str] = []
+        done = 0
         while True:
             with self.changed:
-                self.is_idle = True
+                self.unwritten -= done
                 self.changed.notify_all()
-                self.changed.wait_for(self.has_news)
-                self.is_idle = False
-                entries, dropped = self.waiting, self.dropped
+                self.changed.wait_for(lambda: self.unwritten)
+                done = self.unwritten
+                entries, dropped, block = self.waiting, self.dropped, self.block
                 self.waiting, self.dropped, self.followed = [], 0, 0
-                if self.block is not None:
-                    block, self.block = self.block, None
-            text = "".join(itertools.starmap(console_text, entries))
+            text = "".join(f"{name}{clean(line)}\n" for name, lines in entries for line in lines_in(lines))
             if dropped:
                 text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
             if text:
@@ -3595,26 +3576,22 @@ class Console(threading.Thread):
             return
         width = terminal_size()[0]
         rows = sum(max(1, -(-len(line) // width)) for line in self.drawn)  # a narrower window has wrapped them
-        up = f"\x1b[{rows}A\r" if rows else ""
         rest = "\x1b[J" if len(block) < rows else ""
-        self.write(2, up + rest + "".join(f"{line}\x1b[K\n" for line in block))
+        self.write(2, "\x1b[A" * rows + "\r" + rest + "".join(f"{line}\x1b[K\n" for line in block))
         self.drawn = block
 
     def write(self, descriptor: int, text: str) -> None:
+        """What can't be written, to a pipe that is closed say, is left out."""
         data = encoded(text)
-        try:
-            while data and not self.is_broken:
-                data = data[write_some(descriptor, data[:CHUNK]) :]
+        with contextlib.suppress(OSError):
+            os.set_blocking(descriptor, True)
+            while data:
+                data = data[os.write(descriptor, data[:CHUNK]) :]
                 self.progress = time.monotonic()
-        except OSError:
-            self.is_broken = True
 
 
-def console_text(name: str, lines: bytes) -> str:
-    if not lines:
-        return name
-    texts = lines.decode(errors="replace").expandtabs().splitlines()
-    return "".join(f"{name}{clean(text)}\n" for text in texts)
+def lines_in(data: bytes) -> list[str]:
+    return data.decode(errors="replace").expandtabs().splitlines()
 
 
 def is_for_blocks() -> bool:
@@ -3633,14 +3610,6 @@ def is_in_front() -> bool:
         return True
 
 
-def terminal_size() -> tuple[int, int]:
-    try:
-        columns, rows = os.get_terminal_size(2)
-    except OSError:
-        columns, rows = 0, 0
-    return columns or 80, rows or 24
-
-
 # ---------------------------------------------------------------------------------------------------- page
 # report.html: the template and what fills it, from data to HTML text. Nothing here reads or writes a file. Every text
 # may come from a stranger's config, so it is escaped where it enters the HTML; the script gets it as JSON only.
@@ -3648,13 +3617,10 @@ def terminal_size() -> tuple[int, int]:
 MAX_CURVES = 100  # are drawn; more can't be told apart
 MAX_LINKED = 1000  # experiments; of more each has its first link only: six links make 10,000 rows a page of 10 MB
 MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the number too
-NUMBER_TEXT = re.compile(r"\??|-?(\d[\d.]*(e[-+]?\d+)?|inf|nan)")  # `?`: it isn't known; nothing: it isn't set
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
+PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
 SIGN = "⚠\ufe0e"
-EMPTY = {  # by whether the batch runs
-    True: "The curves begin with the first evaluation.",
-    False: "No experiment printed an evaluation, so there are no curves.",
-}
+NO_CURVES = "No experiment has printed an evaluation, so there are no curves."
 
 
 @dataclass
@@ -3672,18 +3638,18 @@ class PageHead:
     duration: Optional[float] = None  # seconds
     eta: Optional[float] = None  # seconds
     command: Optional[str] = None
-    batches: list[dict[str, Any]] = field(default_factory=list)  # of several: name, href, state, started, command
+    batches: list[Row] = field(default_factory=list)  # of several: name, href, state, started, command
     warnings: list[str] = field(default_factory=list)
     reload_seconds: Optional[float] = None  # None: nobody writes the page again
 
 
 @dataclass
-class Column:
+class HtmlColumn:
     """A column of a table."""
 
-    title: str
     kind: str  # one of CELLS
-    show: Callable[[dict[str, Any]], str]  # a row's HTML
+    title: str
+    cells: list[str]  # HTML, as the title
 
 
 def to_html(value: Any) -> str:
@@ -3710,124 +3676,95 @@ def name_html(name: str) -> str:
     return re.sub("(_+)", r"\1<wbr>", to_html(name))
 
 
-def is_finite_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # no bool, nan or inf, nor an int beyond floats
-
-
-def loss_html(loss: Any, deviation: Any = None) -> str:
-    if deviation is not None:
-        return f"{loss_html(loss)} ± {loss_html(deviation)}"
-    if not is_finite_number(loss):
-        return to_html(loss)  # a nan is a text by now
-    return f"{loss:.4f}" if 1e-3 <= abs(loss) < 1e5 else f"{loss:.4g}"
-
-
 def dot_html(kind: str, inside: str) -> str:
     return f'<span class="dot {to_html(kind)}">{inside}</span>'
+
+
+def table_html(columns: Sequence[HtmlColumn], notes: Iterable[str] = itertools.repeat("")) -> str:
+    """A table with a tbody for each row and its note. End tags that HTML lets go are a megabyte at 10,000 rows."""
+    titles = [f'<th scope="col" class="{column.kind}">{column.title}</th>' for column in columns]
+    lines = [f"<table><thead><tr>{''.join(titles)}</thead>"]
+    tags = [CELLS[column.kind] for column in columns]
+    for note, *cells in zip(notes, *(column.cells for column in columns)):
+        lines.append("<tbody><tr>" + "".join(map(operator.add, tags, cells)))
+        if note:
+            lines.append(f'<tr class="note"><td colspan="{len(columns)}">{note}')
+    return "\n".join(lines) + "</table>"
+
+
+def name_column(title: str, rows: Sequence[Row]) -> HtmlColumn:
+    return HtmlColumn("name", title, [f"<div>{name_html(row['name'])}</div>" for row in rows])
+
+
+def fact_html(column: Column) -> HtmlColumn:
+    """Figures, titled as a sentence begins; a star for the best."""
+    title, *cells = [to_html(text).replace("*", "<b>★</b>") for text in column]
+    return HtmlColumn("n", title[0].upper() + title[1:], cells)
+
+
+def setting_html(column: Column) -> HtmlColumn:
+    """A setting; of long values the part in which they differ, and the whole folded under it."""
+    key, *texts = column
+    cells = []
+    for text, part in zip(texts, differing_parts(texts)):
+        folded = f"<details><summary>{to_html(part)}</summary>{to_html(text)}</details>"
+        cells.append(to_html(text) if part == text else folded)
+    return HtmlColumn("n" if is_numeric(column) else "s", name_html(key), cells)
+
+
+def status_html(row: Row) -> str:
+    mark = f' <span class="warn">{SIGN}</span>' if row["warnings"] else ""
+    attempts = f"<small>{row['attempts']} attempts</small>" if row["attempts"] > 1 else ""
+    return dot_html(row["status"], to_html(row["status"]) + mark) + attempts
+
+
+def note_html(row: Row) -> str:
+    """The error of a row, with hint and end of stderr folded under it, and its warnings."""
+    error = lines_html(error_of(row))
+    more = element("p", lines_html(row["hint"])) + element("pre", lines_html(row["stderr_tail"]))
+    told = element('p class="bad"', error)
+    if error and more:
+        told = f'<details><summary class="bad">{error}</summary>{more}</details>'
+    return told + warnings_html(row["warnings"])
 
 
 def warnings_html(texts: Iterable[str]) -> str:
     return "".join(f'<p class="warn">{SIGN} {lines_html(text)}</p>' for text in texts)
 
 
-def table_html(columns: Sequence[Column], rows: Sequence[dict[str, Any]]) -> str:
-    """A table with a tbody for each row. End tags that HTML lets go are a megabyte at 10,000 rows."""
-    titles = [f'<th scope="col" class="{column.kind}">{name_html(column.title)}</th>' for column in columns]
-    lines = [f"<table><thead><tr>{''.join(titles)}</thead>"]
-    for row in rows:
-        cells = [CELLS[column.kind] + column.show(row) for column in columns]
-        notes = error_html(row) + warnings_html(row.get("warnings", ()))
-        lines.append("<tbody><tr>" + "".join(cells))
-        if notes:
-            lines.append(f'<tr class="note"><td colspan="{len(columns)}">{notes}')
-    return "\n".join(lines) + "</table>"
-
-
-def error_html(row: dict[str, Any]) -> str:
-    """The error of a row, with hint and end of stderr folded under it."""
-    if not row.get("error"):
-        return ""
-    error = lines_html(row["error"])
-    more = element("p", lines_html(row["hint"])) + element("pre", lines_html(row["stderr_tail"]))
-    return f'<details><summary class="bad">{error}</summary>{more}</details>' if more else f'<p class="bad">{error}</p>'
-
-
-def status_html(row: dict[str, Any]) -> str:
-    mark = f' <span class="warn">{SIGN}</span>' if row["warnings"] else ""
-    attempts = f"<small>{row['attempts']} attempts</small>" if row["attempts"] > 1 else ""
-    return dot_html(row["status"], to_html(row["status"]) + mark) + attempts
-
-
-def best_html(row: dict[str, Any]) -> str:
-    loss = loss_html(row["best_val_loss"])
-    return element("b", loss) if row["best"] else loss
-
-
-def setting_column(key: str, rows: Sequence[dict[str, Any]]) -> Column:
-    """A setting; of long values the part in which they differ, and the whole folded under it."""
-    texts = [show_setting(row["settings"], key) for row in rows]
-    parts = dict(zip(texts, differing_parts(texts)))
-
-    def show(row: dict[str, Any]) -> str:
-        text = show_setting(row["settings"], key)
-        part, whole = to_html(parts[text]), to_html(text)
-        return whole if part == whole else f"<details><summary>{part}</summary>{whole}</details>"
-
-    return Column(key, "n" if all(map(NUMBER_TEXT.fullmatch, texts)) else "s", show)
-
-
-def experiments_html(rows: Sequence[dict[str, Any]], running: bool) -> str:
+def experiments_html(rows: Sequence[Row]) -> str:
     """What a sweep has set stands next to the name; of the facts those of which something is known."""
-    most_links = None if len(rows) <= MAX_LINKED else 1
-    facts = [
-        Column("Progress", "n", lambda row: to_html(row["progress"])),
-        Column("Train loss", "n", lambda row: loss_html(row["train_loss"])),
-        Column("Val loss", "n", lambda row: loss_html(row["val_loss"])),
-        Column("Best val loss", "n", best_html),
-        Column("At step", "n", lambda row: to_html(row["best_step"])),
-        Column("Duration", "n", lambda row: show_duration(row["total_seconds"], "")),
-        Column("ETA", "n", lambda row: show_duration(row["eta_seconds"], "") if running else ""),
-    ]
-    files = Column("Files", "f", lambda row: " ".join(itertools.starmap(link_html, row["files"][:most_links])))
-    settings = {key: setting_column(key, rows) for key in keys_of(row["settings"] for row in rows)}
+    settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
     swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
-    facts = [column for column in facts if any(map(column.show, rows))]
-    status = Column("Status", "s", status_html)
-    name = Column("Experiment", "name", lambda row: element("div", name_html(row["name"])))
-    return table_html([name, *swept, status, *facts, *settings.values(), files], rows)
+    status = HtmlColumn("s", "Status", list(map(status_html, rows)))
+    facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
+    most_links = None if len(rows) <= MAX_LINKED else 1
+    links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
+    files = HtmlColumn("f", "Files", links)
+    columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
+    return table_html(columns, map(note_html, rows))
 
 
-def groups_html(groups: Sequence[dict[str, Any]]) -> str:
+def groups_html(groups: Sequence[Row]) -> str:
     """The groups of experiments that differ in nothing but the seed."""
-    columns = [
-        Column("Group", "name", lambda row: element("div", name_html(row["name"]))),
-        *[setting_column(key, groups) for key in keys_of(row["settings"] for row in groups)],
-        Column("Completed", "n", lambda row: f"{row['completed']} of {row['total']}"),
-        Column("Best val loss", "n", lambda row: loss_html(row["best_mean"], row["best_std"])),
-        Column("Last val loss", "n", lambda row: loss_html(row["last_mean"], row["last_std"])),
-    ]
+    settings = map(setting_html, setting_columns(groups))
+    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_TABLE[1:], groups))]
     title = '<div class="bar"><h2>Over seeds</h2><span class="dim">mean ± standard deviation</span></div>'
-    table = f'<div class="scroll">{table_html(columns, groups)}</div>'
+    table = f'<div class="scroll">{table_html(columns)}</div>'
     return element('section id="groups"', title + table if groups else "")
 
 
-def batches_html(batches: Sequence[dict[str, Any]]) -> str:
+def batches_html(batches: Sequence[Row]) -> str:
     """What a page over several batches is made of."""
-    columns = [
-        Column("Batch", "name", lambda row: f"<div>{link_html(row['name'], row['href'])}</div>"),
-        Column("State", "s", lambda row: to_html(row["state"])),
-        Column("Started", "s", lambda row: to_html(row["started"])),
-        Column("Command", "s", lambda row: element("code", to_html(row["command"]))),
-    ]
-    return element('div class="scroll" id="batches"', table_html(columns, batches) if batches else "")
+    names = [f"<div>{link_html(each['name'], each['href'])}</div>" for each in batches]
+    columns = [HtmlColumn("name", "Batch", names)]
+    for key in ("state", "started", "command"):
+        columns.append(HtmlColumn("s", key.capitalize(), [to_html(each[key]) for each in batches]))
+    return element('div class="scroll" id="batches"', table_html(columns) if batches else "")
 
 
 def head_html(head: PageHead) -> str:
-    running = head.state == "running"
-    words = {key: show_counts({key: count}) for key, count in head.counts.items() if count}
-    only = next(iter(words)) if len(words) == 1 else "interrupted"
-    states = [dot_html("running" if running else only, element("b", to_html(head.state)))]
-    states += itertools.starmap(dot_html, words.items())
+    counts = [dot_html(key, show_counts({key: count})) for key, count in head.counts.items() if count]
     facts = {
         "Host": to_html(head.host),
         "Commit": to_html(head.commit),
@@ -3835,40 +3772,37 @@ def head_html(head: PageHead) -> str:
         "Started": to_html(head.started),
         "Updated": to_html(head.updated),
         "Duration": show_duration(head.duration, ""),
-        "ETA": show_duration(head.eta, "") if running else "",
+        "ETA": show_duration(head.eta, ""),
         "Command": element("code", to_html(head.command)),
     }
     told = [f"<div><dt>{title}</dt><dd>{fact}</dd></div>" for title, fact in facts.items() if fact]
-    lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', "".join(states))]
+    state = dot_html(head.state, element("b", to_html(head.state)))
+    lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', state + "".join(counts))]
     lines += [warnings_html(head.warnings), element("dl", "".join(told)), batches_html(head.batches)]
     return "\n".join(lines)
 
 
-def swept_setting(rows: Sequence[dict[str, Any]]) -> Optional[str]:
-    """The setting along which a sweep can be drawn: its numbers tell the points apart, seeds aside."""
+def is_finite_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # no bool, nor an int beyond floats
+
+
+def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
+    """A line for each config, where one swept number tells all points apart but those of seeds."""
     key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
-    points = {str({**row["sweep"], "seed": None}): row["sweep"].get(key) for row in rows}
-    if not all(map(is_finite_number, points.values())):
-        return None
-    return key if len(set(points.values())) == len(points) else None
-
-
-def sweep_chart(rows: Sequence[dict[str, Any]]) -> Optional[dict[str, Any]]:
-    """A line for each config: its points, and their mean at each value, of which seeds give several."""
-    told = [row for row in rows if row["sweep"] and row["best_val_loss"] is not None]
-    key = swept_setting(told)
-    if not key:
+    told = [row for row in rows if is_finite_number(row["sweep"].get(key)) and row["best_val_loss"] is not None]
+    values = sorted({row["sweep"][key] for row in told})
+    distinct = {str({**row["sweep"], "seed": None}) for row in told}
+    if not values or len(values) < len(distinct):
         return None
     lines: defaultdict[str, list[list[Any]]] = defaultdict(list)
-    for row in sorted(told, key=lambda row: float(row["sweep"][key])):
+    for row in sorted(told, key=lambda row: row["sweep"][key]):
         lines[row["config_path"]].append([row["sweep"][key], row["best_val_loss"], row["name"]])
-    values = sorted({row["sweep"][key] for row in told})
     drawn = [{"name": path, "points": points, "mean": means(points)} for path, points in lines.items()]
     return {"key": key, "log": is_log_spaced(values), "values": values, "lines": drawn}
 
 
 def means(points: Sequence[list[Any]]) -> list[list[Any]]:
-    """The mean loss at each value, in order; a loss that is nan or inf has no part in it."""
+    """The mean loss at each value, of which seeds give several; one that is nan or inf, a text, has no part in it."""
     losses: defaultdict[float, list[float]] = defaultdict(list)
     for value, loss, _ in points:
         if is_finite_number(loss):
@@ -3879,32 +3813,23 @@ def means(points: Sequence[list[Any]]) -> list[list[Any]]:
 def is_log_spaced(values: Sequence[float]) -> bool:
     """Whether ascending values are better drawn on a logarithmic axis."""
     low, middle, high = values[0], values[len(values) // 2], values[-1]
-    return len(values) > 2 and 0 < low <= high / 10 and middle < (low + high) / 3
+    return 0 < 10 * low <= high and middle < (low + high) / 3
 
 
-def render_page(
-    head: PageHead,
-    rows: Sequence[dict[str, Any]],
-    curves: Sequence[dict[str, Any]],
-    groups: Sequence[dict[str, Any]] = (),
-) -> str:
+def render_page(head: PageHead, rows: Sequence[Row], curves: Sequence[Row], groups: Sequence[Row] = ()) -> str:
     """report.html, whole. A loss that is nan or inf is a text already."""
-    running = head.state == "running"
-    wait = head.reload_seconds if running else None
     best = {row["name"]: row["best"] for row in rows}
     drawn = [{**curve, "best": best[curve["name"]]} for curve in curves if curve["val"] + curve["train"]]
     note = f"the best {MAX_CURVES} of {len(rows):,} are drawn" if len(rows) > MAX_CURVES else ""
-    data = {"curves": drawn, "sweep": sweep_chart(rows), "note": note, "reload": wait}
-    refresh = f'<noscript><meta http-equiv="refresh" content="{wait}"></noscript>'
+    data = {"curves": drawn, "sweep": sweep_chart(rows), "note": note, "reload": head.reload_seconds}
     more = f'<label><input type="checkbox" id="all"> show all {len(rows):,}</label>'
     parts = {
         "TITLE": to_html(head.title),
-        "REFRESH": refresh if wait else "",
         "HEAD": head_html(head),
-        "EMPTY": "" if drawn else EMPTY[running],
+        "EMPTY": "" if drawn else NO_CURVES,
         "GROUPS": groups_html(groups),
         "MORE": more if len(rows) > MAX_SHOWN else "",
-        "ROWS": experiments_html(rows, running),
+        "ROWS": experiments_html(rows),
         "DATA": json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     }
     return re.sub("<!--([A-Z]+)-->", lambda mark: parts[mark[1]], PAGE)
@@ -3915,40 +3840,34 @@ PAGE = r"""<!DOCTYPE html>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:;
  style-src 'unsafe-inline'; script-src 'unsafe-inline'; base-uri 'none'; form-action 'none'">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title><!--TITLE--></title><link rel="icon" href="data:,"><!--REFRESH-->
+<title><!--TITLE--></title><link rel="icon" href="data:,">
 <style>
-:root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9; --box: #f5f6f7;
+:root { color-scheme: light dark; --page: #fff; --ink: #1c1e21; --dim: #656b73; --line: #e4e6e9;
   --good: #1a7f37; --bad: #cf222e; --warn: #9a5b00; --busy: #0a66c2; --first: #6d48c2; --last: #6cb947; --c0: #1a7fc2;
   --c1: #dc6413; --c2: #109c76; --c3: #c2619a; --c4: #55aee3; --c5: #d38f00; --c6: var(--dim) }
 @media screen and (prefers-color-scheme: dark) { :root { --page: #131518; --ink: #e3e5e8; --dim: #959ca6;
-  --line: #2b2f35; --box: #1d2024; --good: #45b363; --bad: #f0645c; --warn: #e0962f; --busy: #5fabf5 } }
+  --line: #2b2f35; --good: #45b363; --bad: #f0645c; --warn: #e0962f; --busy: #5fabf5 } }
 * { box-sizing: border-box }
-body { margin: 0; background: var(--page); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
-main { max-width: 80rem; margin: 0 auto; padding: 2.5rem 1.5rem 4rem } section { margin-top: 2.5rem }
-h1, h2, b { font-weight: 600 } h1 { margin: 0; font-size: clamp(1.2rem, 5vw, 1.6rem); line-height: 1.25 }
-h2 { margin: 0 auto 0 0; font-size: 1.05rem } dt { font-size: .8rem } dd { margin: 0 } label { font-size: .88rem }
-a { color: var(--busy); text-decoration: none } input { margin: 0; vertical-align: -.1em } summary { cursor: pointer }
+body { max-width: 80rem; margin: 0 auto; padding: 2rem 1.5rem; background: var(--page); color: var(--ink);
+  font: 15px/1.5 system-ui, sans-serif; font-variant-numeric: tabular-nums; overflow-wrap: anywhere }
+section { margin-top: 2.5rem } h1 { margin: 0; font-size: 1.5rem } h2 { margin: 0 auto 0 0; font-size: 1.05rem }
+h1, h2, b { font-weight: 600 } dd { margin: 0 } dt, label, .legend { font-size: .85rem }
+a { color: var(--busy); text-decoration: none } summary { cursor: pointer }
 button { font: inherit; color: inherit; text-align: inherit; background: none; border: 0; padding: 0; cursor: pointer }
-code, pre { font-family: ui-monospace, "SF Mono", Menlo, Consolas, monospace; font-size: .86em; overflow: auto }
-pre { padding: .8rem 1rem; max-height: 24rem; background: var(--box); border-radius: 6px }
-code { display: block; max-height: 9rem } .dim, dt, thead, small { color: var(--dim) } .wide { flex-basis: 100% }
-.bad { color: var(--bad) } .warn { color: var(--warn) } .dot { white-space: nowrap; --dot: var(--dim) }
-.completed { --dot: var(--good) } .running { --dot: var(--busy) } .failed, .error, .errors { --dot: var(--bad) }
-.timeout, .timeouts, .interrupted { --dot: var(--warn) }
-.dot::before { content: ""; display: inline-block; width: .55em; height: .55em; margin-right: .5em; border-radius: 50%;
-  background: var(--dot); vertical-align: .1em; print-color-adjust: exact }
-.bar, dl, .legend, .legend > * { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 0 0 .6rem }
-.counts { margin: .5rem 0 1.2rem } dl { gap: .7rem 2.2rem } #sweep { max-width: 46rem } .plot { position: relative }
-.plot svg { display: block; width: 100%; height: auto; touch-action: pan-y } text { font-size: 12px; fill: var(--dim) }
-#curves:not(:has(svg)) label { display: none } .grid { stroke: var(--line); shape-rendering: crispEdges }
-.curve { fill: none; stroke-width: 1.6; stroke-linejoin: round } .best { stroke-width: 2.8 }
+code, pre { display: block; max-height: 20rem; margin: .4rem 0; font: .86em ui-monospace, monospace; overflow: auto }
+.dim, dt, thead, small { color: var(--dim) } small { display: block } .bad { color: var(--bad) }
+.warn { color: var(--warn) } .dot { white-space: nowrap; --dot: var(--dim) } .completed { --dot: var(--good) }
+.running { --dot: var(--busy) } .failed, .error, .errors { --dot: var(--bad) }
+.timeout, .timeouts, .interrupted { --dot: var(--warn) } .dot::before { content: "● "; color: var(--dot) }
+.bar, dl, .legend, .legend > * { display: flex; flex-wrap: wrap; gap: .3rem 1.5rem; margin: .5rem 0 }
+#sweep { max-width: 46rem } .plot { position: relative } .plot svg { display: block; width: 100%; height: auto }
+#curves:not(:has(svg)) label { display: none } text { font-size: 12px; fill: var(--dim) }
+.grid { stroke: var(--line) } .curve { fill: none; stroke-width: 1.6 } .best { stroke-width: 2.8 }
 .faint { opacity: .4; stroke-width: 1.2 } svg:has(.on) g:not(.on) { opacity: .15 }
 .tip { position: absolute; pointer-events: none; max-width: 16rem; padding: .3rem .6rem; font-size: .82rem;
   white-space: pre-line; background: var(--page); border: 1px solid var(--line); border-radius: 6px }
-.legend { gap: 0; max-height: 8.2rem; overflow: auto; margin: .5rem 0 0 -.5rem; font-size: .85rem }
-.legend > * { flex-wrap: nowrap; align-items: center; gap: .5em; padding: .15rem .5rem; margin: 0 }
-.legend svg { flex: none; width: 22px; height: 8px } [aria-pressed=false] { opacity: .4; text-decoration: line-through }
+.legend { max-height: 8rem; overflow: auto } .legend > * { gap: .5em; align-items: center; margin: 0 }
+.legend svg { width: 22px; height: 8px } [aria-pressed=false] { opacity: .4; text-decoration: line-through }
 .scroll { overflow: auto; margin: 0 -1.5rem; padding: 0 1.5rem .5rem } #batches { max-height: 20rem }
 table { border-collapse: collapse; min-width: 100%; font-size: .86rem; line-height: 1.4; overflow-wrap: break-word;
   --gap: .8rem; --name: 20rem; --files: 8.5rem }
@@ -3957,20 +3876,18 @@ tbody { border-top: 1px solid var(--line) } tr > :first-child { padding-left: 0 
 th, td { padding: .45rem 0 .45rem var(--gap); text-align: right; vertical-align: baseline; white-space: nowrap }
 tbody th, .name, .s, .f, .note td { text-align: left } th, .s, .f { white-space: normal }
 td.s { max-width: 16rem } th div { width: max-content; max-width: var(--name) } .f { min-width: var(--files) }
-.f a { white-space: nowrap; font-size: .93em } .s details { min-width: 7rem } .s details[open] { width: 16rem }
-td b { font-weight: 700 } td b::before { content: "★ "; color: var(--good) } thead th { font-size: .92em }
-.note td { padding: 0 0 .6rem; white-space: pre-line } .note p, pre { margin: .4rem 0 }
+.f a { white-space: nowrap } td b, th b { color: var(--good) }
+.note td { padding: 0 0 .6rem; white-space: pre-line } .note p { margin: .4rem 0 }
 .note td > * { position: sticky; left: 0; width: fit-content; max-width: min(75rem, 100vw - 2rem); margin: 0 }
-[aria-sort^=a]::after { content: " ↑" } [aria-sort^=d]::after { content: " ↓" } small { display: block }
+[aria-sort^=a]::after { content: " ↑" } [aria-sort^=d]::after { content: " ↓" }
 section:not(:has(#all:checked)) tbody:nth-of-type(n + 501) { display: none }
-@media (max-width: 40rem) { main { padding: 1.4rem 1rem 3rem } h2 { flex-basis: 100% }
-  .scroll { margin: 0 -1rem; padding: 0 1rem .5rem } .f { white-space: nowrap } }
-@media print { main { max-width: none; padding: 0 } .scroll, .legend, code { overflow: visible; max-height: none }
+@media (max-width: 40rem) { .f { white-space: nowrap } }
+@media print { body { max-width: none; padding: 0 } .scroll, .legend, code { overflow: visible; max-height: none }
   table, table:has(th) { font-size: 7pt; --gap: .5rem; --name: 9rem } label, .f, .tip { display: none }
   #curves, #sweep, tbody { break-inside: avoid } }
 </style>
 </head>
-<body><main><header><!--HEAD--></header>
+<body><header><!--HEAD--></header>
 <section id="curves"><div class="bar"><h2>Validation loss</h2>
 <label><input type="checkbox" id="train"> training loss</label>
 <label><input type="checkbox" id="log"> log scale</label></div>
@@ -3979,7 +3896,7 @@ section:not(:has(#all:checked)) tbody:nth-of-type(n + 501) { display: none }
 <section id="sweep" hidden><div class="bar"><h2></h2></div><div class="plot"></div><div class="legend"></div></section>
 <!--GROUPS-->
 <section id="experiments"><div class="bar"><h2>Experiments</h2><!--MORE--></div>
-<div class="scroll"><!--ROWS--></div></section></main><script type="application/json" id="data"><!--DATA--></script>
+<div class="scroll"><!--ROWS--></div></section><script type="application/json" id="data"><!--DATA--></script>
 <script>"use strict";
 const one = query => document.querySelector(query), isNumber = v => typeof v === "number";
 const data = JSON.parse(one("#data").textContent), curves = data.curves, sweep = data.sweep;
@@ -3999,29 +3916,21 @@ function add(parent, tag, attributes = {}, text = "") {
   node.append(text);
   return node;
 }
-// An axis maps values to 0..1, with some room at both ends
+// An axis maps values to 0..1, with some room at both ends; ticks are at even steps of 1, 2 or 5
 function axis(values, log, room) {
   const f = log ? Math.log10 : v => v, back = log ? v => 10 ** v : v => v;
   const sorted = Float64Array.from(values, f).sort(), low = sorted[0] ?? 0, high = sorted.at(-1) ?? 1;
   const more = low < high ? room * (high - low) : Math.abs(low) / 2 || .5;
-  const at = v => (f(v) - low + more) / (high - low + 2 * more);
-  return { log, at, low: back(low - more), high: back(high + more) };
+  const start = low - more, length = high - low + 2 * more;
+  const ticks = count => {
+    const least = length / count, power = 10 ** Math.floor(Math.log10(least));
+    const step = power * [1, 2, 5, 10].find(m => m * power >= least * .999), steps = [];
+    for (let n = Math.ceil(start / step); n * step <= start + length; n++) steps.push(n * step);
+    return steps.map(v => Number(back(v).toPrecision(log ? 3 : 9)));
+  };
+  return { log, ticks, at: v => (f(v) - start) / length };
 }
-function ticks({ low, high, log }, count) {
-  if (log) {  // even steps, rounded to as many digits as tell them apart
-    const digits = 1 + Math.ceil(Math.log10(high / (high - low)) - .05);
-    const even = Array.from({ length: count }, (_, i) => low * (high / low) ** ((i + .5) / count));
-    return [...new Set(even.map(v => Number(v.toPrecision(digits))))].filter(v => v >= low && v <= high);
-  }
-  const least = (high - low) / count, power = 10 ** Math.floor(Math.log10(least));
-  const step = power * [1, 2, 5, 10].find(m => m * power >= least * .999);
-  const first = Math.ceil(low / step), length = Math.floor(high / step) - first + 1;
-  return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(9)));
-}
-function short(v) {
-  const rounded = Number(v.toPrecision(4));
-  return v && Math.abs(v) < 1e-3 ? rounded.toExponential() : String(rounded);
-}
+const short = v => v && Math.abs(v) < 1e-3 ? v.toExponential() : String(v);
 // series: [{name, color, kind, dots, points: [[x, loss or "nan", name]]}]
 function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
   const width = Math.max(260, host.clientWidth), height = Math.min(430, Math.max(230, width >> 1));
@@ -4031,12 +3940,11 @@ function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
   const root = add(host, "svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": yTitle });
   const write = (x, y, anchor, text) => add(root, "text", { x, y, "text-anchor": anchor }, text);
   const line = d => add(root, "path", { class: "grid", d });
-  for (const v of ticks(ys, bottom / 42 | 0)) {
+  for (const v of ys.ticks(bottom / 42 | 0)) {
     line(`M${left} ${y(v)}H${right}`);
     write(left - 8, y(v) + 4, "end", short(v));
   }
-  const apart = (v, i) => !i || x(v) - x(xValues[i - 1]) > 44;
-  for (const v of xValues && xValues.every(apart) ? xValues : ticks(xs, (right - left) / 80 | 0)) {
+  for (const v of xValues?.length < 9 ? xValues : xs.ticks((right - left) / 80 | 0)) {
     line(`M${x(v)} ${bottom}v5`);
     write(x(v), bottom + 20, "middle", short(v));
   }
@@ -4060,19 +3968,20 @@ function plot(host, series, xs, ys, xTitle, yTitle, xValues) {
 }
 function drawSeries(root, s, x, y, top, log) {  // a nan or inf is a cross; returns what the pointer can find
   const group = s.group = add(root, "g"), spots = [];
-  let path = "", crosses = "", broken = false, py = top;
+  let path = "", fitted, py = top;
   for (const [at, loss, name = s.name] of s.points) {
-    const px = x(at), fits = isNumber(loss) && (loss > 0 || !log), isDot = s.dots || s.points.length < 2;
+    const px = x(at), fits = isNumber(loss) && (loss > 0 || !log);
     if (fits) py = Math.max(-2000, y(loss));  // what diverges leaves at the top
-    else py = s.dots ? top : Math.max(top, py);
-    if (!fits && (s.dots || !broken)) crosses += `M${px - 4} ${py - 4}l8 8m0-8l-8 8`;
-    if (fits) path += (path && !broken ? "L" : "M") + px.toFixed(1) + " " + py.toFixed(1);
-    if (fits && isDot) add(group, "circle", { cx: px, cy: py, r: s.dots || 3.5, style: "fill:" + s.color });
-    spots.push({ px, py: Math.max(top, py), group, name, at, loss: fits ? +loss.toPrecision(6) : loss });
-    broken = !fits;
+    else if (s.dots) py = top;
+    const seen = Math.max(top, py);
+    if (!fits && (s.dots || fitted !== false)) path += `M${px - 4} ${seen - 4}l8 8m0-8l-8 8`;
+    if (fits && !s.dots) path += `${fitted ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`;
+    if (fits && (s.dots || s.points.length < 2))
+      add(group, "circle", { cx: px, cy: py, r: s.dots || 3.5, style: "fill:" + s.color });
+    spots.push({ px, py: seen, group, name, at, loss });
+    fitted = fits;
   }
-  const d = s.dots ? crosses : path + crosses;
-  add(group, "path", { class: "curve " + s.kind, d, style: "stroke:" + s.color });
+  add(group, "path", { class: "curve " + s.kind, d: path, style: "stroke:" + s.color });
   return spots;
 }
 const light = group => document.querySelectorAll(".plot g").forEach(g => g.classList.toggle("on", g === group));
@@ -4089,48 +3998,45 @@ function addEntry(host, tag, line) {
   entry.append(line.name + (line.best ? " ★" : ""));
   return entry;
 }
-function draw() {
-  paint(curves);
+function drawCurves() {
   const gone = kept.gone || [], log = !!kept.log, train = kept.train ?? !curves.some(c => c.val.length);
   for (const input of document.querySelectorAll("#curves input")) {
     input.checked = input.id === "log" ? log : train;
-    input.onchange = () => keep({ [input.id]: input.checked }, draw);
+    input.onchange = () => keep({ [input.id]: input.checked }, drawCurves);
   }
+  paint(curves);
+  for (const c of curves) c.points = c.val;
   const here = curves.filter(c => !gone.includes(c.name)).sort((a, b) => a.best - b.best);
-  for (const c of here) c.points = c.val;
   const faint = here.map(c => ({ ...c, kind: "faint", points: c.train, name: c.name + ", training loss" }));
   const series = train ? [...faint, ...here] : here, points = series.flatMap(s => s.points);
   const losses = points.map(p => p[1]).filter(v => isNumber(v) && (v > 0 || !log));
-  // A run that diverges must not flatten the others: the axis ends not far above where the runs began
-  const first = Math.max(...series.map(s => (s.points.find(p => isNumber(p[1])) || [0, 0])[1]));
-  const most = first > 0 && losses.some(v => v > 2 * first) ? 1.2 * first : Infinity;
+  // A run that diverges must not flatten the others: the axis ends at twice what the runs began with
+  const most = 2 * Math.max(...series.map(s => s.points.map(p => p[1]).find(isNumber) || 0)) || Infinity;
   const xs = axis(points.map(p => p[0]), false, 0), ys = axis(losses.map(v => Math.min(v, most)), log, .04);
   plot(one("#curves .plot"), series, xs, ys, "step", "loss");
   const legend = one("#curves .legend");
   legend.textContent = "";
-  if (data.note) add(legend, "div", { class: "wide dim" }, data.note);
+  if (data.note) add(legend, "div", { class: "dim" }, data.note);
   for (const c of curves) {
     const off = gone.includes(c.name), button = addEntry(legend, "button", c);
     button.setAttribute("aria-pressed", !off);
-    button.onclick = () => keep({ gone: off ? gone.filter(n => n !== c.name) : [...gone, c.name] }, draw);
+    button.onclick = () => keep({ gone: off ? gone.filter(n => n !== c.name) : [...gone, c.name] }, drawCurves);
     button.onpointerenter = () => off || light(c.group);
     button.onpointerleave = () => light();
   }
 }
 function drawSweep() {
-  paint(sweep.lines);
-  const points = sweep.lines.flatMap(line => line.points);
-  const finite = points.filter(p => isNumber(p[1])).sort((a, b) => a[1] - b[1]);
-  const means = sweep.lines.map(line => ({ ...line, kind: "faint", points: line.mean }));
-  const dots = sweep.lines.map(line => ({ ...line, dots: points.length > 40 ? 2.5 : 4 }));
-  const best = { color: "var(--good)", kind: "", dots: 6, points: finite.slice(0, 1) };
-  const xs = axis(sweep.values, sweep.log, .05), ys = axis(finite.map(p => p[1]), false, .08);
-  const legend = one("#sweep .legend");
+  const { key, lines, values } = sweep, legend = one("#sweep .legend");
+  paint(lines);
+  const points = lines.flatMap(line => line.points), dots = points.length > 40 ? 2.5 : 4;
+  const xs = axis(values, sweep.log, .05), ys = axis(points.map(p => p[1]).filter(isNumber), false, .08);
+  const means = lines.map(line => ({ ...line, kind: "faint", points: line.mean }));
+  const series = [...means, ...lines.map(line => ({ ...line, dots }))];
   one("#sweep").hidden = false;
-  one("#sweep h2").textContent = "Best validation loss by " + sweep.key;
-  plot(one("#sweep .plot"), [...means, ...dots, best], xs, ys, sweep.key, "best val loss", sweep.values);
+  one("#sweep h2").textContent = "Best validation loss by " + key;
+  plot(one("#sweep .plot"), series, xs, ys, key, "best val loss", values);
   legend.textContent = "";
-  if (sweep.lines.length > 1) for (const line of sweep.lines) addEntry(legend, "span", line);
+  for (const line of lines) addEntry(legend, "span", line);
 }
 // The table: a click sorts up, then down, then as in the batch
 const table = one("#experiments table"), bodies = [...table.tBodies], heads = [...table.tHead.rows[0].cells];
@@ -4159,7 +4065,7 @@ for (const th of heads.slice(0, -1)) {
   };
 }
 function drawAll() {
-  if (curves.length) draw();
+  if (curves.length) drawCurves();
   if (sweep) drawSweep();
 }
 window.onresize = drawAll;
@@ -4259,7 +4165,7 @@ def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curv
         folder = each.experiment_dir
         if folder in drawn:
             lines.append({"name": each.config_name, **read_curves(folder, curves, patterns[folder], limit)})
-    head, groups = page_head(place, overview), list(map(vars, seed_groups(results)))
+    head, groups = page_head(place, overview), seed_groups(results)
     return render_page(head, rows, lines, groups).encode(errors="backslashreplace")
 
 
@@ -4700,7 +4606,7 @@ def end_in_line(result: Result) -> str:
 def table_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     """The table at the end of a batch."""
     counts = show_counts(count_statuses(results))
-    return [*result_lines(results, width), *group_lines(seed_groups(results), width), counts]
+    return [*result_lines(results, width), counts]
 
 
 def mark_attempt(log: Log, text: str) -> None:
@@ -6093,14 +5999,14 @@ def status_json(overview: Overview) -> dict[str, Any]:
     else:
         summaries = [each.summary for each in overview.batches]
         told = {"state": overview.state, "batches": summaries, "notes": overview.notes}
-    groups = list(map(vars, seed_groups(results)))
+    groups = seed_groups(results)
     return {**told, **count_statuses(results), "experiments": rows_of(results), "groups": groups}
 
 
 def status_lines(overview: Overview) -> list[str]:
     results, width = overview.results, terminal_width()
     lines = [line for batch in overview.batches for line in batch_lines(batch)]
-    return [*lines, *overview.notes, *result_lines(results, width), *group_lines(seed_groups(results), width)]
+    return [*lines, *overview.notes, *result_lines(results, width)]
 
 
 def batch_lines(batch: StoredBatch) -> list[str]:

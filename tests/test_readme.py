@@ -80,7 +80,7 @@ class CompleteTest(RunnerCase):
             self.assert_all_named(value)
 
     def test_every_key_of_what_only_some_batches_have_is_named(self) -> None:
-        self.assert_all_named(item.name for item in dataclasses.fields(runner.SeedGroup))
+        self.assert_all_named(runner.seed_group([runner.Result()]))
         self.assert_all_named(
             ["stopped_because", "shard", "index", "count", "plan_digest", "groups", "batches", "notes"]
         )

@@ -40,16 +40,24 @@ class TableTest(unittest.TestCase):
         self.assertEqual(
             runner.result_lines(results),
             [
-                "experiment  status         step  val loss  best (*: of all)  duration  lr    name",
-                "a           completed (!)   5/5    2.0000           1.5000*      1m1s  0.1   xxxxxxxxxxxxxxx",
+                "experiment  status         step  val loss  best (*: of all)  duration    lr  name",
+                "a           completed (!)   5/5    2.0000           1.5000*      1m1s   0.1  xxxxxxxxxxxxxxx",
                 "    warning: odd",
                 "b           failed                                                 1s  0.01",
                 "    error: one?line",
-                "longer      pending           7    3.0000            3.0000         -        True",
+                "longer      pending           7    3.0000            3.0000                  True",
             ],
         )
+        self.assertNotIn("*", runner.result_lines(results[:1])[1], "of one experiment nothing is best")
 
-        self.assertNotIn("*", "".join(runner.result_lines(results[:1])), "of one experiment nothing is best")
+    def test_an_error_that_says_no_more_than_the_status_has_no_line(self) -> None:
+        status = runner.Status.INTERRUPTED
+        stopped = runner.Result(config_name="a", status=status, error="stopped by SIGINT")
+        died = runner.Result(config_name="b", status=status, error="its runner died")
+        self.assertEqual(
+            runner.result_lines([stopped, died]),
+            ["experiment  status", "a           interrupted", "b           interrupted", "    error: its runner died"],
+        )
 
 
 class StatusTest(RunnerCase):

@@ -127,7 +127,7 @@ class PageTest(unittest.TestCase):
         case.add("a", status="running")
         case.add("b", status="pending")
         self.open(case.page())
-        self.assertIn("The curves begin with the first evaluation", self.browser.texts("#curves .plot")[0])
+        self.assertIn("so there are no curves", self.browser.texts("#curves .plot")[0])
         self.assertEqual(self.column(2), ["running", "pending"])
         case = Case(self.dir / "failed")
         for name in "abc":
@@ -165,7 +165,7 @@ class PageTest(unittest.TestCase):
         whole = self.column(1)
         self.assertEqual(whole, ["run_10", "run_9", "run_2", "run_1", "none"])
         for title, order in {
-            "Best val loss": ["run_1", "run_9", "run_10", "run_2"],
+            "Best (★: of all)": ["run_1", "run_9", "run_10", "run_2"],
             "Duration": ["run_10", "run_1", "run_9", "run_2"],
             "rate": ["run_10", "run_1", "run_9", "run_2"],
         }.items():
@@ -280,11 +280,29 @@ class PageTest(unittest.TestCase):
         self.browser.run("window.marked = document.querySelector('details').open = true")
         self.browser.run("new Promise(done => setTimeout(done, 1000))")
         self.assertTrue(self.browser.run("window.marked"))
-        case.head["state"] = "finished"
+        case.head.update(state="finished", reload_seconds=None)
         case.page()
         self.browser.run("document.querySelector('details').open = false")
         self.wait_for_js("document.querySelector('.counts')?.textContent.includes('finished')")
         self.assertIsNone(self.browser.run("data.reload"))
+
+    def test_ten_settings_fit_a_window_of_1280_pixels(self) -> None:
+        case = self.case(state="running")
+        keys = (
+            "learning_rate batch_size n_layer n_head n_embd dropout weight_decay warmup_iters gradient_clip optimizer"
+        )
+        values = (0.0003, 128, 12, 12, 768, 0.25, 0.01, 2000, 1.0, "adamw")
+        facts = {"progress": "5000/5000", "train_loss": 2.0, "best_step": 4500, "attempts": 2, "eta_seconds": 4200.0}
+        for number in range(3):
+            files = [(each, "./x") for each in ("stdout", "stderr", "combined", "config", "metadata", "result")]
+            name = f"easy_first__learning_rate_0.0003__dropout_0.{number}"
+            swept = {"sweep": {"dropout": 0.25}, "warnings": ["the code has changed since the batch began"]}
+            settings = {key: value if number else "" for key, value in zip(keys.split(), values)}
+            case.add(name, 4.0, 2.0, settings=settings, files=files, total_seconds=45_300.0, **swept, **facts)
+        self.open(case.page(), width=1280)
+        self.assertEqual(self.browser.texts("#experiments thead th")[:3], ["Experiment", "dropout", "Status"])
+        for width in ("scrollWidth", "clientWidth"):
+            self.assertEqual(self.browser.run(f"document.querySelector('#experiments .scroll').{width}"), 1280)
 
     def test_beyond_500_experiments_the_others_are_shown_when_asked_for(self) -> None:
         case = self.case()
@@ -307,9 +325,9 @@ class PageTest(unittest.TestCase):
         values = {"completed": 3, "total": 3, "best_mean": 2.0, "best_std": 0.5, "last_mean": 2.5, "last_std": 0.25}
         case.groups.append({"name": "run", "settings": {"rate": 0.1}, **values})
         self.open(case.page())
-        self.assertEqual(self.browser.texts("#experiments summary"), ["'width': 64}]…", "'width': 128}]…"])
+        self.assertEqual(self.browser.texts("#experiments summary"), ["8, 'width': 64}]…", "8, 'width': 128}]…"])
         self.browser.click("#experiments summary")
         self.wait_for_js("document.querySelector('#experiments details').open")
         self.assertEqual(
-            self.browser.texts("#groups tbody tr > *"), ["run", "0.1", "3 of 3", "2.0000 ± 0.5000", "2.5000 ± 0.2500"]
+            self.browser.texts("#groups tbody tr > *"), ["run", "3 of 3", "2.0000 ± 0.5000", "2.5000 ± 0.2500"]
         )
