@@ -3315,7 +3315,7 @@ def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
 
 def setting_columns(rows: Sequence[Row]) -> list[Column]:
     """A column for each setting in which the rows differ, and for the device; `?` is what isn't known."""
-    settings = [{"device": row.get("device"), **row["settings"]} for row in rows]
+    settings = [{"device": row.get("device") or "", **row["settings"]} for row in rows]
     columns = []
     for key in keys_of(settings):
         values = [each.get(key, "") for each in settings]
