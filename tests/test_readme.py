@@ -50,7 +50,7 @@ class CompleteTest(unittest.TestCase):
     def options(self) -> set[str]:
         """Those that --help lists."""
         done = subprocess.run([sys.executable, str(RUNNER), "--help"], capture_output=True, text=True, check=True)
-        return set(re.findall(r"(?m)^  (?:-h, )?(--\w+)", done.stdout))
+        return set(re.findall(r"--\w+", done.stdout))
 
     def test_every_option_is_named(self) -> None:
         self.assertIn("--configs", self.options())
