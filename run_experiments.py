@@ -5804,9 +5804,7 @@ def flag(text: str) -> dict[str, Any]:
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on its option's line
     "what to run": {
         "configs": option("PATTERN", 'config files and patterns ("config/**/*.py")', nargs="+", action="extend"),
-        "sweep": option(
-            "KEY=V1,V2", "every config with each of these values; repeatable", parse_sweep, action="append"
-        ),
+        "sweep": option("KEY=V1,V2", "every config with each of these; repeatable", parse_sweep, action="append"),
         "shard": option("I/N", "every N-th experiment, beginning with the I-th", a_shard),
         "train_script": option("PATH", "the training script (train_run.py)"),
         "launcher": option("CMD", "stands before it, instead of Python; knows {name}, {dir}, {device}, {slot}"),
@@ -5814,9 +5812,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "continue_with": option("ARGS", "for an attempt that continues (--init_from=resume); knows {checkpoint}, too"),
         "checkpoints": option("GLOB", "their names in an experiment's directory (ckpt*.pt)"),
         "base_out_dir": option("DIR", "where batches go (experiments)"),
-        "metrics": option(
-            "REGEX", "how losses are printed: step, val_loss, ...; repeatable", a_metric, action="append"
-        ),
+        "metrics": option("REGEX", "how losses are printed, with named groups; repeatable", a_metric, action="append"),
         "resume": option("DIR", "continue this batch, or the newest with anything left", nargs="?", const=""),
         "again": option("NAME", "with --resume: run completed or diverged ones, too", nargs="+"),
     },
@@ -5879,14 +5875,8 @@ def build_parser() -> Parser:
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """What a command line gives, by the names of Options. Raises UsageError."""
-    words = list(argv)
-    end = words.index("--") if "--" in words else len(words)
-    own, overrides = take_settings(words[:end])
-    given = vars(build_parser().parse_args(own))
-    if overrides:
-        given["overrides"] = overrides
-    if end < len(words):
-        given["trainer_args"] = words[end + 1 :]
+    own, for_trainer = take_settings(argv)
+    given = {**vars(build_parser().parse_args(own)), **for_trainer}
     if "sweep" in given:
         pairs, given["sweep"] = given["sweep"], dict(given["sweep"])
         if len(given["sweep"]) < len(pairs):
@@ -5895,21 +5885,25 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     return given
 
 
-def take_settings(words: Iterable[str]) -> tuple[list[str], dict[str, str]]:
-    """The words for the runner, and the settings of the trainer: each option that is not the runner's is one."""
-    rest = deque(words)
+def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words for the runner, and what is the trainer's: each option that is not the runner's is a setting."""
+    rest = deque(argv)
     own: list[str] = []
     overrides: dict[str, str] = {}
+    for_trainer: dict[str, Any] = {"overrides": overrides}
     while rest:
         word = rest.popleft()
         name, equals, value = word[2:].partition("=")
+        if word == "--":
+            for_trainer["trainer_args"] = list(rest)
+            break
         if word in DASHED and rest:
             own.append(f"{word}={rest.popleft()}")
         elif not word.startswith("--") or name in OPTIONS:
             own.append(word)
         else:
             overrides[name] = value if equals else next_value(name, rest)
-    return own, overrides
+    return own, for_trainer
 
 
 def next_value(key: str, rest: deque[str]) -> str:
@@ -5917,12 +5911,11 @@ def next_value(key: str, rest: deque[str]) -> str:
     if rest and re.match(r"[^-]|-[\d.]|$", rest[0]):
         return rest.popleft()
     wanted = "true or false" if isinstance(USUAL.get(key), bool) else f"a value: --{key} VALUE"
-    meant = "" if key in USUAL else suggestion(key, USUAL)
-    raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}{meant}")
+    raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}{suggestion(key, ())}")
 
 
 def check_together(given: Mapping[str, Any]) -> None:
-    names = {*given, *given.get("overrides", ()), *",".join(given.get("sweep", ())).split(",")}
+    names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
     for one, others in NOT_WITH.items():
         if one in names and names & others:
             raise UsageError(f"--{one}: not allowed with --{' or --'.join(sorted(names & others))}")
@@ -6094,12 +6087,6 @@ def show_job(job: Job) -> int:
     return 0
 
 
-def do_nothing(lines: list[str], quiet: bool) -> int:
-    """Say why there is nothing to run."""
-    print_whole([] if quiet else lines)
-    return 0
-
-
 # ---- a new batch
 
 
@@ -6114,7 +6101,8 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     job.plan = take_shard(whole, options.shard or "1/1")
     if not job.plan:  # an array may have more elements than there are experiments
         nothing = f"--shard {options.shard}: no experiment is left of {len(whole)}, nothing to do"
-        return do_nothing([nothing], options.quiet)
+        print_whole([] if options.quiet else [nothing])
+        return 0
     job.to_run = [each.name for each in job.plan]
     told = [f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)]
     job.notes += dict.fromkeys(told)
@@ -6162,7 +6150,8 @@ def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
         return show_job(job)
     if not job.to_run and before.get("state") == "finished":
         nothing = f"{job.folder}: nothing is left to do, {show_counts(count_statuses(job.results.values()))}"
-        return do_nothing([*job.notes, nothing], options.quiet)
+        print_whole([] if options.quiet else [*job.notes, nothing])
+        return 0
     wait_for_trainings(stored, options)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
@@ -6196,12 +6185,9 @@ def is_left(result: Result) -> bool:
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
     script = stored.summary.get("train_script", Options().train_script)
-    try:
-        kept = {"train_script": script, **options_from_json(stored.summary.get("options", {}), stored.folder)}
-    except ValueError as error:
-        raise UsageError(f"summary is damaged: {error}") from None
+    kept = {"train_script": script, **options_from_json(stored.summary.get("options", {}), stored.folder)}
     # Slots given now replace those of the plan, in whatever way either were given.
-    if {"device", "devices", "gpus", "jobs"} & {*given, *given.get("overrides", ())}:
+    if {"device", "devices", "gpus", "jobs"} & {*given, *given["overrides"]}:
         kept.pop("devices", None)
         kept.pop("gpus", None)
     return Options(**{**kept, **given})
@@ -6347,11 +6333,10 @@ def status_lines(sources: Sequence[PageSource]) -> list[str]:
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     warnings.simplefilter("ignore")  # a config with an odd escape is no business of the user's here
-    for descriptor in (0, 1, 2):  # started with one closed: no log may take its number
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+    number = 0
+    while number < 3:  # started with one closed: no log may take its number
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         given = parse(words)
