@@ -5893,13 +5893,15 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
     for_trainer: dict[str, Any] = {"overrides": overrides}
     while rest:
         word = rest.popleft()
-        name, equals, value = word[2:].partition("=")
         if word == "--":
             for_trainer["trainer_args"] = list(rest)
             break
         if word in DASHED and rest:
-            own.append(f"{word}={rest.popleft()}")
-        elif not word.startswith("--") or name in OPTIONS:
+            word += f"={rest.popleft()}"
+        name, equals, value = word[2:].partition("=")
+        if value == "--":  # argparse drops it
+            raise UsageError(f"--{name}: not a value: --")
+        if not word.startswith("--") or name in OPTIONS:
             own.append(word)
         else:
             overrides[name] = value if equals else next_value(name, rest)
@@ -5983,7 +5985,9 @@ def find_slots(options: Options) -> list[Slot]:
     gpus = all_gpus()
     if len(gpus) < (options.gpus or 1):
         found = count_of(len(gpus), "GPU")
-        raise UsageError(f"only {found} found by nvidia-smi and CUDA_VISIBLE_DEVICES; fewer --gpus, or --device cpu")
+        raise UsageError(
+            f"--gpus, --devices auto: only {found} found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu"
+        )
     if is_auto:
         options.devices = [f"cuda:{index}" for index in range(len(gpus))]
     return slots_of(options, gpus)
@@ -6008,7 +6012,7 @@ def settle(job: Job) -> dict[str, bytes]:
         each.source = each.source or each.config
         result = job.results.setdefault(each.name, Result(config_name=each.name))
         result.config_path = each.config
-        result.overrides = each.values or result.overrides
+        result.overrides = each.values
         result.settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
         iterations = each.settings.get("max_iters")
         result.max_iters = iterations if isinstance(iterations, int) else None
@@ -6031,7 +6035,8 @@ def choose_launched(job: Job, frozen: Mapping[str, str]) -> None:
 
 def facts_of(job: Job) -> dict[str, Any]:
     """What the head of the summary says of a batch that begins or goes on."""
-    own, first = {*differing(job.plan), *INVENTED}, job.plan[0].settings
+    own = {*differing(job.plan), *INVENTED}
+    first = job.plan[0].settings if job.plan else {}
     return {
         "experiment_dir": job.folder,
         "state": "running",
@@ -6134,6 +6139,9 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
 def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     notes: list[str] = []
     folder = batch_to_resume(given, notes)
+    if not folder:
+        print_whole([] if "quiet" in given else notes)
+        return 0
     read_batch(folder)  # nothing is written to what is no batch
     lock = None if "dry_run" in given else hold_batch(folder)
     stored = read_batch(folder, held=False)  # but by this runner
@@ -6162,19 +6170,22 @@ def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
 
 
 def batch_to_resume(given: Mapping[str, Any], notes: list[str]) -> str:
-    """The batch that is named, or the newest one with anything left to do, else the newest of all."""
+    """The batch that is named, or the newest one with anything left to do; empty where there is none."""
     named: str = given["resume"]
     if named:
         folder = os.path.normpath(named)
         return os.path.relpath(os.path.realpath(folder)) if os.path.islink(folder) else folder  # latest
     base = given.get("base_out_dir", Options().base_out_dir)
     newest = newest_batch(base)
-    for folder in [] if "again" in given else reversed(batches_in(base)):
+    if "again" in given:
+        return newest
+    for folder in reversed(batches_in(base)):
         stored = read_batch(folder)
         if stored.summary.get("state") != "finished" or any(map(is_left, stored.results.values())):
             notes.append(f"resuming {folder}: the newest batch with anything left to do")
             return folder
-    return newest
+    notes.append(f"nothing is left to do in any batch of {base}")
+    return ""
 
 
 def is_left(result: Result) -> bool:
