@@ -6100,17 +6100,11 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     if not options.configs and not options.command:
         raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
     job = prepare(given, options, [])
-    planner = job.planner
-    configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read) if options.configs else []
-    whole = planner.plan(options, configs)
-    job.plan = take_shard(whole, options.shard or "1/1")
+    whole = plan_new(job)
     if not job.plan:  # an array may have more elements than there are experiments
         nothing = f"--shard {options.shard}: no experiment is left of {len(whole)}, nothing to do"
         print_whole([] if options.quiet else [nothing])
         return 0
-    job.to_run = [each.name for each in job.plan]
-    told = [f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)]
-    job.notes += dict.fromkeys(told)
     if options.dry_run:
         job.folder = os.path.join(options.base_out_dir, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
         return show_job(job)
@@ -6123,7 +6117,7 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
         "start_time": now_iso(),
         "duration_seconds": 0.0,
         "command": [*program(), *argv],
-        "global_overrides": {key: planner.plain(key, text) for key, text in options.overrides.items()},
+        "global_overrides": {key: job.planner.plain(key, text) for key, text in options.overrides.items()},
         "sweep": options.sweep,
         **facts_of(job),
     }
@@ -6131,6 +6125,20 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
         index, count = parse_shard(options.shard)
         head["shard"] = {"index": index, "count": count, "plan_digest": plan_digest(whole)}
     return run_job(job, head, hold_batch(job.folder))
+
+
+def plan_new(job: Job) -> list[Experiment]:
+    """Plan all that is asked for, and take this shard of it. Returns the whole plan."""
+    options, planner = job.options, job.planner
+    configs = []
+    if options.configs:
+        configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read)
+    whole = planner.plan(options, configs)
+    job.plan = take_shard(whole, options.shard or "1/1")
+    job.to_run = [each.name for each in job.plan]
+    told = [f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)]
+    job.notes += dict.fromkeys(told)
+    return whole
 
 
 # ---- a batch that goes on
@@ -6296,7 +6304,8 @@ def show_batches(options: Options) -> int:
     stored = [read_batch(folder) for folder in batches_named(named)]
     sources = [PageSource(each.folder, each.summary, list(each.results.values())) for each in stored]
     if options.report is not None:
-        place = os.path.relpath(os.path.commonpath([os.path.abspath(each.folder) for each in stored]))
+        common = os.path.commonpath([os.path.abspath(each.folder) for each in stored])
+        place = stored[0].folder if len(stored) == 1 else os.path.relpath(common)
         try:
             print_whole([write_report(place, sources, {})])
         except OSError as error:
