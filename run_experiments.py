@@ -6165,7 +6165,7 @@ def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     if options.dry_run:
         return show_job(job)
     if not job.to_run and before.get("state") == "finished":
-        nothing = f"{job.folder}: nothing is left to do, {show_counts(count_statuses(job.results.values()))}"
+        nothing = f"{job.folder}: nothing to do, {show_counts(count_statuses(job.results.values()))}"
         print_whole([] if options.quiet else [*job.notes, nothing])
         return 0
     wait_for_trainings(stored, options)
@@ -6184,13 +6184,12 @@ def batch_to_resume(given: Mapping[str, Any], notes: list[str]) -> str:
         folder = os.path.normpath(named)
         return os.path.relpath(os.path.realpath(folder)) if os.path.islink(folder) else folder  # latest
     base = given.get("base_out_dir", Options().base_out_dir)
-    newest = newest_batch(base)
-    if "again" in given:
-        return newest
+    newest_batch(base)  # raises where there is none
     for folder in reversed(batches_in(base)):
         stored = read_batch(folder)
-        if stored.summary.get("state") != "finished" or any(map(is_left, stored.results.values())):
-            notes.append(f"resuming {folder}: the newest batch with anything left to do")
+        is_finished = stored.summary.get("state") == "finished"
+        if not is_finished or "again" in given or any(map(is_left, stored.results.values())):
+            notes.append(f"resuming {folder}: the newest batch with anything to do")
             return folder
     notes.append(f"nothing is left to do in any batch of {base}")
     return ""

@@ -205,7 +205,7 @@ class RefusalTest(ResumeCase):
         self.config("a")
         self.forked("--configs", "a.py")
         before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
-        self.assertIn("nothing is left to do", self.resume(self.batch()))
+        self.assertIn("nothing to do", self.resume(self.batch()))
         self.assertIn("nothing is left to do", self.resume())
         after = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertEqual(after, before)
