@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Run a nanoGPT-style training script once per config file, and lose nothing.
 
-    python run_experiments.py --configs "config/*.py" --device cuda --batch_size 8
-    python run_experiments.py --configs "config/*.py" --sweep seed=1,2,3 --devices cuda:0,cuda:1
+    python run_experiments.py --configs "config/*.py" --device cuda
+    python run_experiments.py --configs "config/*.py" --sweep seed=1,2 --jobs 2
     python run_experiments.py --resume
 
-Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing was started;
-75 another runner holds the batch; 128+N stopped by signal N.
+Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing
+was started; 75 another runner holds the batch; 128+N stopped by signal N.
 
 How to read this file: it goes one way, from the words of a command line to what stands on a screen. `main`, at the
 end, makes a plan of experiments, freezes it in the batch's directory, and hands it to `Batch.run`, the one loop that
@@ -5337,37 +5337,29 @@ class Parser(argparse.ArgumentParser):
 # ---- options: what parses a value raises ValueError with what is wrong with it
 
 
-def a_duration(text: str) -> float:
+def a_duration(text: str, least: float = 1e-9) -> float:
     """Seconds from `90`, `30m`, `2h`, `1d12h`."""
-    match = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?", text)
-    parts = match.groups("0") if match else ()
+    match = re.fullmatch(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d*\.?\d+)s?)?", text)
+    parts = match.groups("0") if match else ("-1",)
     value = sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)))
-    if not 0 < value < 1e10:
+    if not least <= value < 1e10:
         raise ValueError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
     return value
 
 
-def a_number_of_seconds(text: str) -> float:
-    if not re.fullmatch(r"\d{1,9}(\.\d+)?|\.\d+", text):
-        raise ValueError(f"not a number of seconds: {text!r}")
-    return float(text)
-
-
-def a_count(least: int) -> Callable[[str], int]:
-    def parse_count(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < least:
-            raise ValueError(f"not a whole number from {least}: {text!r}")
-        return int(text)
-
-    return parse_count
+def a_count(text: str, least: int = 1) -> int:
+    if not re.fullmatch(r"[0-9]{1,6}", text) or int(text) < least:
+        raise ValueError(f"not a whole number from {least}: {text!r}")
+    return int(text)
 
 
 def a_stop_signal(text: str) -> str:
     name = re.sub("^SIG", "", text.upper())
-    known = {each.name[3:] for each in signal.Signals} - {"KILL", "STOP"}
-    if name not in {"AUTO", *known}:
+    if name == "AUTO":
+        return "auto"
+    if f"SIG{name}" not in signal.Signals.__members__ or name in ("KILL", "STOP"):
         raise ValueError(f"not a signal that a trainer can handle: {text!r}")
-    return "auto" if name == "AUTO" else name
+    return name
 
 
 def a_metric(text: str) -> str:
@@ -5396,64 +5388,56 @@ def flag(text: str) -> dict[str, Any]:
     return {"action": "store_true", "help": text}
 
 
-GROUPS: dict[str, dict[str, dict[str, Any]]] = {
+GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on its option's line
     "what to run": {
         "configs": option("PATTERN", 'config files and patterns ("config/**/*.py")', nargs="+", action="extend"),
-        "sweep": option("KEY=V1,V2", "run every config with each of these; repeatable", parse_sweep, action="append"),
+        "sweep": option("KEY=V1,V2", "every config with each of these; repeatable", parse_sweep, action="append"),
+        "shard": option("I/N", "every N-th experiment, beginning with the I-th", a_shard),
         "train_script": option("PATH", "the training script (train_run.py)"),
+        "launcher": option("CMD", "stands before it, instead of Python; knows {name}, {dir}, {device}, {slot}"),
+        "command": option("CMD", "the whole command; knows {config}, {overrides}, {overrides:hydra}, too"),
+        "continue_with": option("ARGS", "for an attempt that continues (--init_from=resume); knows {checkpoint}, too"),
+        "checkpoints": option("GLOB", "their names in an experiment's directory (ckpt*.pt)"),
         "base_out_dir": option("DIR", "where batches go (experiments)"),
-        "shard": option("I/N", "every N-th experiment of the plan, beginning with the I-th", a_shard),
-        "resume": option("DIR", "continue this batch, or the newest with anything left to do", nargs="?", const=""),
-        "again": option("NAME", "with --resume: run completed or diverged ones, too (patterns)", nargs="+"),
+        "metrics": option("REGEX", "how losses are printed, with named groups; repeatable", a_metric, action="append"),
+        "resume": option("DIR", "continue this batch, or the newest with anything left", nargs="?", const=""),
+        "again": option("NAME", "with --resume: run completed or diverged ones, too", nargs="+"),
     },
     "what to see": {
-        "status": option("DIR", "the table of this batch, of several as one, or of the newest one", nargs="*"),
+        "status": option("DIR", "the table of this batch, of several, or of the newest", nargs="*"),
         "json": flag("with --status: the same as JSON"),
-        "report": option("DIR", "write report.html of a batch, or of several, and print its path", nargs="*"),
-        "metrics": option(
-            "REGEX",
-            "how losses are printed: a regular expression with groups step, train_loss, val_loss; repeatable",
-            a_metric,
-            action="append",
-        ),
+        "report": option("DIR", "write report.html, of several as one; print its path", nargs="*"),
+        "dry_run": flag("print each command and why; create nothing"),
         "follow": flag("copy the training's output to the console"),
         "quiet": flag("print nothing when all goes well"),
-        "dry_run": flag("print each command and why it would run; create nothing"),
     },
     "how to run it": {
-        "jobs": option("N", "experiments at a time (1)", a_count(1)),
+        "jobs": option("N", "experiments at a time (1)", a_count),
         "devices": option("D1,D2", "one at a time on each of these; auto: all GPUs", lambda text: text.split(",")),
-        "gpus": option("N", "GPUs for each experiment, as many at a time as there is room for", a_count(1)),
-        "command": option(
-            "CMD", "the whole command instead; {config}, {dir}, {name}, {device}, {slot}, {overrides} are filled in"
-        ),
-        "continue_with": option(
-            "ARGS", "what an attempt that continues gets besides (--init_from=resume); {checkpoint} is filled in"
-        ),
-        "checkpoints": option("GLOB", "their names in an experiment's directory (ckpt*.pt)"),
-        "launcher": option(
-            "CMD", "stands before the training script instead of Python; {name}, {dir}, {device}, {slot} are filled in"
-        ),
+        "gpus": option("N", "GPUs for each, as many at a time as there is room for", a_count),
         "timeout": option("TIME", "end an attempt after this time: 90, 30m, 2h, 1d12h", a_duration),
-        "stall": option("TIME", "end an attempt that has printed nothing for this time", a_duration),
-        "stop_on_nan": flag("end an attempt whose loss is no longer finite"),
-        "retries": option("N", "take a failed experiment up again, at most N times (0)", a_count(0)),
-        "max_failures": option("N", "start no more once N experiments have failed", a_count(1)),
-        "grace": option("SECONDS", f"from the stop signal to KILL ({GRACE:.0f})", a_number_of_seconds),
+        "stall": option("TIME", "end one that has printed nothing for this time", a_duration),
+        "stop_on_nan": flag("end one whose loss is no longer finite"),
+        "retries": option("N", "take a failed one up again, at most N times (0)", functools.partial(a_count, least=0)),
+        "max_failures": option("N", "start no more once N experiments have failed", a_count),
         "stop_signal": option("NAME", "what a training gets first when it is stopped (auto)", a_stop_signal),
+        "grace": option("SECONDS", f"from there to KILL ({GRACE:.0f})", functools.partial(a_duration, least=0)),
     },
 }
-OPTIONS = functools.reduce(lambda one, other: {**one, **other}, GROUPS.values())
-SETTINGS = "These and any other, for all configs: --n_layer 4, --dropout=0.1"
+OPTIONS = {"help", "version", *itertools.chain(*GROUPS.values())}
+SETTINGS = """\
+--batch_size INT, --max_iters INT, --learning_rate FLOAT, --device STR,
+--compile BOOL, --wandb_project STR, --wandb_enabled BOOL, and any other, for
+all configs: --n_layer 4, --dropout=0.1; words behind a bare -- are handed on"""
 DASHED = ("--command", "--continue_with", "--launcher", "--metrics")  # their values may look like options
 NOT_WITH = {
-    "configs": ("resume", "status", "report"),
-    "sweep": ("resume", "status", "report"),
-    "resume": ("status", "report"),
-    "status": ("report",),
-    "gpus": ("devices", "jobs", "device"),  # as many run at a time as there are GPUs for
-    "jobs": ("devices",),  # which gives one slot to each device
-    "device": ("devices",),
+    "configs": {"resume", "status", "report"},
+    "sweep": {"resume", "status", "report"},
+    "resume": {"status", "report"},
+    "status": {"report"},
+    "gpus": {"devices", "jobs", "device"},  # as many run at a time as there are GPUs for
+    "jobs": {"devices"},  # which gives one slot to each device
+    "device": {"devices"},
 }
 ONLY_WITH = {"json": "status", "again": "resume"}
 
@@ -5464,97 +5448,66 @@ def build_parser() -> Parser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s --configs PATTERN [PATTERN ...] [options]\n         [--any_setting value ...] [-- ARGS ...]",
-        description="Run a nanoGPT-style training script once per config file, and lose nothing.",
-        epilog="\n".join(__doc__.splitlines()[1:13]),
+        usage="%(prog)s --configs PATTERN ... [options] [-- ARGS ...]",
+        description=__doc__.partition("\n\nHow to read this file")[0],
     )
     for title, group in GROUPS.items():
         add = parser.add_argument_group(title).add_argument
         for name, how in group.items():
             add(f"--{name}", **how)
-    settings = parser.add_argument_group("settings of the trainer", SETTINGS)  # shown only: parse takes them out
-    for key, example in USUAL.items():
-        if key == "wandb_log":
-            continue  # what the trainer calls --wandb_enabled
-        settings.add_argument(f"--{key}", metavar=type(example).__name__.upper())
+    parser.add_argument_group("settings of the trainer", SETTINGS)
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """What a command line gives, by the names of Options. Raises UsageError."""
-    words = list(argv)
-    end = words.index("--") if "--" in words else len(words)
-    own, overrides = take_settings(words[:end])
-    given = vars(build_parser().parse_args(own))
-    if overrides:
-        given["overrides"] = overrides
+    own, for_trainer = take_settings(argv)
+    given = {**vars(build_parser().parse_args(own)), **for_trainer}
     if "sweep" in given:
-        given["sweep"] = joined_sweep(given["sweep"])
-    if end < len(words):
-        given["trainer_args"] = words[end + 1 :]
+        pairs, given["sweep"] = given["sweep"], dict(given["sweep"])
+        if len(given["sweep"]) < len(pairs):
+            raise UsageError(f"--sweep: a setting given twice: {', '.join(key for key, _ in pairs)}")
     check_together(given)
     return given
 
 
-def take_settings(words: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """The words for the runner, and the settings of the trainer: each option that is not the runner's is one."""
-    is_free = any(word.startswith("--command") for word in words)
-    rest = deque(words)
+def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
+    """The words for the runner, and what is the trainer's: each option that is not the runner's is a setting."""
+    rest = deque(argv)
     own: list[str] = []
     overrides: dict[str, str] = {}
+    for_trainer: dict[str, Any] = {"overrides": overrides}
     while rest:
         word = rest.popleft()
+        if word == "--":
+            for_trainer["trainer_args"] = list(rest)
+            break
+        if word in DASHED and rest:
+            word += f"={rest.popleft()}"
         name, equals, value = word[2:].partition("=")
         if value == "--":  # argparse drops it
             raise UsageError(f"--{name}: not a value: --")
-        if word in DASHED and rest:
-            own.append(f"{word}={rest.popleft()}")
-        elif not word.startswith("--") or name in ("help", "version", *OPTIONS):
+        if not word.startswith("--") or name in OPTIONS:
             own.append(word)
         else:
-            if not name.isidentifier() and not is_free:
-                raise UsageError(f"not an option, and no setting's name: --{name}{suggestion(name, USUAL)}")
             overrides[name] = value if equals else next_value(name, rest)
-    if not is_free:
-        check_usual(overrides)
-    return own, overrides
+    return own, for_trainer
 
 
 def next_value(key: str, rest: deque[str]) -> str:
     """The word behind a setting of the trainer; a number may be negative."""
-    if not rest or not re.match(r"[^-]|-[\d.]|$", rest[0]):
-        wanted = "true or false" if isinstance(USUAL.get(key), bool) else f"a value: --{key} VALUE"
-        raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}")
-    value = rest.popleft()
-    if rest and not rest[0].startswith("-"):
-        raise UsageError(f"unrecognized argument behind --{key} {value}: {rest[0]}; see --help")
-    return value
-
-
-def joined_sweep(pairs: Iterable[tuple[str, list[str]]]) -> dict[str, list[str]]:
-    sweep: dict[str, list[str]] = {}
-    for key, points in pairs:
-        if key in sweep:
-            raise UsageError(f"argument --sweep: {key} given twice; see --help")
-        sweep[key] = points
-    return sweep
-
-
-def check_usual(overrides: Mapping[str, str]) -> None:
-    """By the names that the user knows: the trainer's own may be others."""
-    for key in overrides.keys() & USUAL.keys():
-        try:
-            trainer_form(overrides[key], USUAL[key], True)
-        except ValueError as wanted:
-            raise UsageError(f"--{key} wants {wanted}, not {overrides[key]!r}; see --help") from None
+    if rest and re.match(r"[^-]|-[\d.]|$", rest[0]):
+        return rest.popleft()
+    wanted = "true or false" if isinstance(USUAL.get(key), bool) else f"a value: --{key} VALUE"
+    raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}{suggestion(key, ())}")
 
 
 def check_together(given: Mapping[str, Any]) -> None:
-    names = {*given, *given.get("overrides", ()), *",".join(given.get("sweep", ())).split(",")}
+    names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
     for one, others in NOT_WITH.items():
-        if one in names and names & set(others):
-            raise UsageError(f"--{one}: not allowed with --{' or --'.join(others)}")
+        if one in names and names & others:
+            raise UsageError(f"--{one}: not allowed with --{' or --'.join(sorted(names & others))}")
     for one, other in ONLY_WITH.items():
         if one in names and other not in names:
             raise UsageError(f"--{one}: only with --{other}")
@@ -5586,35 +5539,29 @@ def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job
     planner = Planner(read_trainer(options))
     modes = {"resume", "status", "report", "configs", "sweep"}
     # An option of this name: nobody could tell which is meant.
-    for key in given.keys() & OPTIONS.keys() & planner.script.settings.keys() - modes:
+    for key in given.keys() & OPTIONS & planner.script.settings.keys() - modes:
         told = f"is an option of the runner and a setting of {planner.script.path}"
         raise UsageError(f"--{key} {told}; the trainer's is reached behind a bare --: -- --{key}=VALUE")
-    check(options, planner)
+    options.overrides = {planner.setting(key): text for key, text in options.overrides.items()}
+    options.sweep = {planner.setting(key): values for key, values in options.sweep.items()}
+    check(options)
     return Job(options, planner, find_slots(options), notes)
 
 
-def check(options: Options, planner: Planner) -> None:
-    options.overrides = {planner.setting(key): text for key, text in options.overrides.items()}
-    options.sweep = {planner.setting(key): values for key, values in options.sweep.items()}
+def check(options: Options) -> None:
     swept = ",".join(options.sweep).split(",")
-    for key in options.overrides.keys() & set(swept):
+    for key in options.overrides.keys() & swept:
         raise UsageError(f"--{key}: not allowed with --sweep {key}")
     if "out_dir" in (*options.overrides, *swept) and not options.command:
         raise UsageError("--out_dir: the runner sets it for each experiment, see --base_out_dir")
     if "=" in options.base_out_dir:
         raise UsageError(f"--base_out_dir holds '=': {options.base_out_dir}; the trainer's configurator splits on it")
-    devices = [*options.devices, options.overrides.get("device")]
-    if "gpu" in devices:
-        raise UsageError("--device gpu: torch knows no 'gpu'; it is called 'cuda', see --devices")
-    if "" in devices:
-        raise UsageError(f"--devices: an empty one: {','.join(options.devices)}")
-    if options.command:
-        what, words = "--command", shlex.split(options.command)
-    else:
-        names = dict.fromkeys(("name", "dir", "device", "slot"), "")
-        what, words = "--launcher", launcher_words(options.launcher, names)
-    if not shutil.which(words[0]):
-        raise UsageError(f"program of {what} not found: {words[0]}")
+    devices = [*options.devices, options.overrides.get("device", "cpu")]
+    for wrong in {"", "gpu"}.intersection(devices):
+        raise UsageError(f"no device: {wrong!r}; with torch it is called cpu, cuda or cuda:1, see --devices")
+    program_name = build_command(options, Experiment("", "", {}), "", Slot(0))[0]
+    if not shutil.which(program_name):
+        raise UsageError(f"program not found: {program_name}; see --command and --launcher")
 
 
 def find_slots(options: Options) -> list[Slot]:
@@ -5624,9 +5571,10 @@ def find_slots(options: Options) -> list[Slot]:
         return slots_of(options)
     gpus = all_gpus()
     if len(gpus) < (options.gpus or 1):
-        wanted = f"--gpus {options.gpus}" if options.gpus else "--devices auto"
         found = count_of(len(gpus), "GPU")
-        raise UsageError(f"{wanted}: only {found} found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu")
+        raise UsageError(
+            f"--gpus, --devices auto: only {found} found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu"
+        )
     if is_auto:
         options.devices = [f"cuda:{index}" for index in range(len(gpus))]
     return slots_of(options, gpus)
@@ -5644,35 +5592,40 @@ def all_gpus() -> list[str]:
     return list(itertools.takewhile(is_there, map(str.strip, words)))
 
 
-def first_results(plan: Sequence[Experiment], folder: str, before: Mapping[str, Result]) -> dict[str, Result]:
-    """What is known of experiments before they run, or run again."""
-    keys = differing(plan)
-    results = {}
-    for each in plan:
-        result = results[each.name] = before.get(each.name, Result(config_name=each.name))
+def settle(job: Job) -> dict[str, bytes]:
+    """Complete what is known of each experiment, now that all are planned. Returns what is to be frozen."""
+    keys = differing(job.plan)
+    for each in job.plan:
+        each.source = each.source or each.config
+        result = job.results.setdefault(each.name, Result(config_name=each.name))
         result.config_path = each.config
-        result.overrides = each.values or result.overrides
+        result.overrides = each.values
         result.settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
         iterations = each.settings.get("max_iters")
         result.max_iters = iterations if isinstance(iterations, int) else None
-        relocate(result, os.path.join(folder, each.name))
-    return results
+        relocate(result, os.path.join(job.folder, each.name))
+    read = job.planner.read
+    sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
+    names = frozen_names(job.folder, {each.source: each.config for each in job.plan if each.source in sources})
+    for each in job.plan:
+        each.frozen = names.get(each.source, "")
+        each.launched_config = launched_config(job, each)
+    return sources
 
 
-def common_settings(plan: Sequence[Experiment]) -> dict[str, Any]:
-    """The settings that all experiments share, by which one batch is told from another."""
-    own = {*differing(plan), *INVENTED}
-    first = plan[0].settings if plan else {}
-    return {key: in_words(value) for key, value in first.items() if key not in own}
-
-
-def place_facts() -> dict[str, str]:
-    version = sys.version.split()[0]
-    return {"hostname": os.uname().nodename, "python_executable": sys.executable, "python_version": version}
+def launched_config(job: Job, planned: Experiment) -> str:
+    """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
+    get the original, or its copy where it has gone."""
+    script = job.planner.script
+    is_bound = not script.strict or script.uses_file or job.planner.read(planned.source).uses_file
+    is_original = not planned.frozen or (is_bound and os.path.exists(planned.config))
+    return planned.config if is_original else os.path.join(job.folder, PLAN, planned.frozen)
 
 
 def facts_of(job: Job) -> dict[str, Any]:
     """What the head of the summary says of a batch that begins or goes on."""
+    own = {*differing(job.plan), *INVENTED}
+    first = job.plan[0].settings if job.plan else {}
     return {
         "experiment_dir": job.folder,
         "state": "running",
@@ -5682,33 +5635,18 @@ def facts_of(job: Job) -> dict[str, Any]:
         "working_directory": os.getcwd(),
         "total_experiments": len(job.plan),
         "slots": len(job.slots),
-        "common_settings": common_settings(job.plan),
-        **place_facts(),
+        "common_settings": {key: in_words(value) for key, value in first.items() if key not in own},
+        "hostname": os.uname().nodename,
+        "python_executable": sys.executable,
+        "python_version": sys.version.split()[0],
     }
-
-
-def choose_launched(job: Job) -> dict[str, bytes]:
-    """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
-    get the original, or its copy where it has gone. Returns what is to be frozen."""
-    script, read = job.planner.script, job.planner.read
-    for each in job.plan:
-        each.source = each.source or each.config
-        each.launched_config = each.config
-    sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
-    names = frozen_names(job.folder, {each.source: each.config for each in job.plan if each.source in sources})
-    for each in job.plan:
-        each.frozen = names.get(each.source, "")
-        is_bound = not script.strict or script.uses_file or read(each.source).uses_file
-        if each.frozen and (not is_bound or not os.path.exists(each.config)):
-            each.launched_config = os.path.join(job.folder, PLAN, each.frozen)
-    return sources
 
 
 def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     """Freeze the plan, then run it."""
     job.notes += [NO_LOCKS] if lock is None else []
     try:
-        freeze(job.folder, job.plan, choose_launched(job), head)
+        freeze(job.folder, job.plan, settle(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
         write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
     except OSError as error:
@@ -5721,32 +5659,29 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
 
 def show_job(job: Job) -> int:
     """Print what would be run and why, after some notes."""
-    choose_launched(job)
+    settle(job)
     lines = [f"# {clean(note)}" for note in job.notes]
     free = itertools.cycle(job.slots)
     to_run = set(job.to_run)
     runs = 0
     for each in job.plan:
+        result = job.results[each.name]
         if each.name not in to_run:
-            lines.append(f"# {each.name}: {'diverged' if job.results[each.name].diverged else 'completed'}, left alone")
+            lines.append(f"# {each.name}: {'diverged' if result.diverged else 'completed'}, left alone")
         elif each.problem:
             lines.append(f"# {each.name}: fails, {clean(each.problem)}")
         else:
-            lines += command_lines(job, each, next(free))
+            slot = next(free)
+            up = take_up(each, result.experiment_dir, result.attempts, job.options)
+            made = on_device(job.options, job.planner, each, slot)
+            command = attempt_command(job.options, made, result.experiment_dir, slot, up)
+            lines += [f"# {each.name}: {up.words}", shell_line(command)]
             runs += 1
-    lines.append(f"# {runs} of {count_of(len(job.plan), 'experiment')} would run")
-    print_whole(lines)
+    print_whole([*lines, f"# {runs} of {count_of(len(job.plan), 'experiment')} would run"])
     return 0
 
 
-def command_lines(job: Job, planned: Experiment, slot: Slot) -> list[str]:
-    folder = os.path.join(job.folder, planned.name)
-    up = take_up(planned, folder, job.results[planned.name].attempts, job.options)
-    made = on_device(job.options, job.planner, planned, slot)
-    return [f"# {planned.name}: {up.words}", shell_line(attempt_command(job.options, made, folder, slot, up))]
-
-
-# ---- the modes
+# ---- a new batch
 
 
 def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
@@ -5754,33 +5689,24 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     if not options.configs and not options.command:
         raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
     job = prepare(given, options, [])
-    planner = job.planner
-    configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read) if options.configs else []
-    whole = planner.plan(options, configs)
-    job.plan = take_shard(whole, options.shard) if options.shard else whole
+    whole = plan_new(job)
     if not job.plan:  # an array may have more elements than there are experiments
         nothing = f"--shard {options.shard}: no experiment is left of {len(whole)}, nothing to do"
         print_whole([] if options.quiet else [nothing])
         return 0
-    job.to_run = [each.name for each in job.plan]
-    job.notes += dict.fromkeys(
-        f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)
-    )
     if options.dry_run:
         job.folder = os.path.join(options.base_out_dir, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
-        job.results = first_results(job.plan, job.folder, {})
         return show_job(job)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the batch is there to take them
     job.folder, problems = create_folder(options.base_out_dir)
     job.notes += problems
-    job.results = first_results(job.plan, job.folder, {})
     head = {
         "timestamp": os.path.basename(job.folder)[len("experiment_") :],
         "base_out_dir": options.base_out_dir,
         "start_time": now_iso(),
         "duration_seconds": 0.0,
         "command": [*program(), *argv],
-        "global_overrides": {key: planner.plain(key, text) for key, text in options.overrides.items()},
+        "global_overrides": {key: job.planner.plain(key, text) for key, text in options.overrides.items()},
         "sweep": options.sweep,
         **facts_of(job),
     }
@@ -5790,56 +5716,69 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     return run_job(job, head, hold_batch(job.folder))
 
 
+def plan_new(job: Job) -> list[Experiment]:
+    """Plan all that is asked for, and take this shard of it. Returns the whole plan."""
+    options, planner = job.options, job.planner
+    configs = []
+    if options.configs:
+        configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read)
+    whole = planner.plan(options, configs)
+    job.plan = take_shard(whole, options.shard or "1/1")
+    job.to_run = [each.name for each in job.plan]
+    told = [f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)]
+    job.notes += dict.fromkeys(told)
+    return whole
+
+
+# ---- a batch that goes on
+
+
 def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
     notes: list[str] = []
     folder = batch_to_resume(given, notes)
     if not folder:
-        print_whole([] if given.get("quiet") else notes)
+        print_whole([] if "quiet" in given else notes)
         return 0
     read_batch(folder)  # nothing is written to what is no batch
-    lock = None if given.get("dry_run") else hold_batch(folder)
+    lock = None if "dry_run" in given else hold_batch(folder)
     stored = read_batch(folder, held=False)  # but by this runner
     options = resumed_options(stored, given)
-    folder = stored.folder = go_where(stored.summary.get("working_directory"), folder)
+    stored.folder = go_where(str(stored.summary.get("working_directory")), folder)
     job = prepare(given, options, [*notes, *stored.notes])
-    job.folder = folder
-    job.notes += changes_of_place(stored, options)
+    job.folder, job.results = stored.folder, stored.results
     plan_again(job, stored)
-    job.results = first_results(job.plan, folder, stored.results)
+    before, facts = stored.summary, facts_of(job)
+    for key in ("hostname", "python_executable", "python_version", "train_script"):
+        if before.get(key, facts[key]) != facts[key]:
+            job.notes.append(f"warning: {key.replace('_', ' ')} is {facts[key]}, the batch had {before[key]}")
     if options.dry_run:
         return show_job(job)
-    if not job.to_run and stored.summary.get("state") == "finished":
-        nothing = f"{folder}: nothing to do, {show_counts(count_statuses(job.results.values()))}"
+    if not job.to_run and before.get("state") == "finished":
+        nothing = f"{job.folder}: nothing to do, {show_counts(count_statuses(job.results.values()))}"
         print_whole([] if options.quiet else [*job.notes, nothing])
         return 0
     wait_for_trainings(stored, options)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    before = {key: value for key, value in stored.summary.items() if key not in ("git", "stopped_because")}
     resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
-    resumes = before.get("resumes")
-    before["resumes"] = [*(resumes if isinstance(resumes, list) else []), resume]
-    return run_job(job, {**before, **facts_of(job)}, lock)
+    before["resumes"] = [*before.get("resumes", []), resume]
+    for key in ("git", "stopped_because"):
+        before.pop(key, None)
+    return run_job(job, {**before, **facts}, lock)
 
 
 def batch_to_resume(given: Mapping[str, Any], notes: list[str]) -> str:
     """The batch that is named, or the newest one with anything left to do; empty where there is none."""
+    named: str = given["resume"]
+    if named:
+        folder = os.path.normpath(named)
+        return os.path.relpath(os.path.realpath(folder)) if os.path.islink(folder) else folder  # latest
     base = given.get("base_out_dir", Options().base_out_dir)
-    named = given["resume"]
-    if not named:
-        named = newest_batch(base) if given.get("again") else newest_unfinished(base, notes)
-    folder = os.path.normpath(named) if named else ""
-    if os.path.islink(folder):  # latest
-        return os.path.relpath(os.path.realpath(folder))
-    return folder
-
-
-def newest_unfinished(base: str, notes: list[str]) -> str:
-    """The newest batch with anything left to do; empty where there is none. Raises UsageError without any batch."""
-    newest_batch(base)
+    newest_batch(base)  # raises where there is none
     for folder in reversed(batches_in(base)):
         stored = read_batch(folder)
-        if stored.summary.get("state") != "finished" or any(map(is_left, stored.results.values())):
-            notes.append(f"resuming {folder}: the newest batch with anything left to do")
+        is_finished = stored.summary.get("state") == "finished"
+        if not is_finished or "again" in given or any(map(is_left, stored.results.values())):
+            notes.append(f"resuming {folder}: the newest batch with anything to do")
             return folder
     notes.append(f"nothing is left to do in any batch of {base}")
     return ""
@@ -5852,25 +5791,17 @@ def is_left(result: Result) -> bool:
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
-    try:
-        kept = options_from_json(stored.summary, stored.folder)
-        for key, value in kept.items():
-            if isinstance(value, (int, float, str)) and value and "type" in OPTIONS[key]:
-                OPTIONS[key]["type"](str(value))
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise UsageError(f"summary is damaged: {error}") from None
+    kept = options_from_json(stored.summary, stored.folder)
     # Slots given now replace those of the plan, in whatever way either were given.
-    if given.keys() & {"devices", "gpus", "jobs"}:
-        kept.pop("jobs", None)
-    if {"device", "devices", "gpus", "jobs"} & {*given, *given.get("overrides", ())}:
+    if {"device", "devices", "gpus", "jobs"} & {*given, *given["overrides"]}:
         kept.pop("devices", None)
         kept.pop("gpus", None)
     return Options(**{**kept, **given})
 
 
-def go_where(place: Any, folder: str) -> str:
+def go_where(place: str, folder: str) -> str:
     """Work where the batch was started, where that directory is still there; returns the batch's path from there."""
-    if not isinstance(place, str) or not os.path.isdir(place):
+    if not os.path.isdir(place):
         return folder
     folder = os.path.abspath(folder)
     os.chdir(place)
@@ -5878,27 +5809,19 @@ def go_where(place: Any, folder: str) -> str:
     return folder if inside.startswith("..") else inside
 
 
-def changes_of_place(stored: StoredBatch, options: Options) -> list[str]:
-    """What is not as it was when the batch was run last."""
-    now = {**place_facts(), "train_script": options.train_script}
-    before = {key: stored.summary.get(key, value) for key, value in now.items()}
-    changed = [key for key, value in now.items() if before[key] != value]
-    return [f"warning: {key.replace('_', ' ')} is {now[key]}, the batch had {before[key]}" for key in changed]
-
-
 def plan_again(job: Job, stored: StoredBatch) -> None:
     """Plan what is run now, all that isn't completed and what --again names; what is left alone stays as it was.
 
     Overrides given now are laid over an experiment's own."""
     again = job.options.again
-    named = {name for pattern in again for name in fnmatch.filter(stored.results, pattern)}
+    named = {name for pattern in again for name in fnmatch.filter(job.results, pattern)}
     if again and not named:
         raise UsageError(f"--again: no experiment of this name: {' '.join(again)}; see --status")
     for before in stored.plan:
         name, result = before.name, stored.results[before.name]
         source = choose_source(job, before, result)
         now = {**before.overrides, **job.options.overrides}
-        may_do_better = result.diverged and job.options.overrides
+        may_do_better = result.diverged and now != before.overrides
         if name in named or is_left(result) or may_do_better:
             job.to_run.append(name)
             job.plan.append(job.planner.experiment(name, before.config, now, before.point, source))
@@ -5917,29 +5840,30 @@ def plan_unchanged(planner: Planner, before: Experiment, source: str) -> Experim
     return replace(before, source=source)
 
 
+EDITED = {  # what is said of an experiment whose config was edited since; else it takes up the edit
+    Status.COMPLETED: "completed, but its config has changed since: {config}",
+    Status.INTERRUPTED: "warning: {config} was edited; what was interrupted goes on with {frozen}",
+}
+
+
 def choose_source(job: Job, planned: Experiment, result: Result) -> str:
     """The frozen copy of a config, or nothing where the original is read: what was interrupted continues with its
     copy, what failed or never started takes up an edited original."""
-    ending = os.path.splitext(planned.config)[1]
+    config, read = planned.config, job.planner.read
+    ending = os.path.splitext(config)[1]
     used = os.path.join(job.folder, planned.name, f"config_used{ending}")  # all that version 1.0.0 kept
     frozen = os.path.join(job.folder, PLAN, planned.frozen) if planned.frozen else used
-    if not planned.config or not os.path.isfile(frozen):
+    if not config or not os.path.isfile(frozen):
         return ""
-    if not os.path.isfile(planned.config):
-        job.notes.append(f"{planned.name}: config {planned.config} has gone, its copy is used: {frozen}")
+    if not os.path.isfile(config):
+        job.notes.append(f"{planned.name}: config {config} has gone, its copy is used: {frozen}")
         return frozen
-    before, now = job.planner.read(frozen).source, job.planner.read(planned.config).source
+    before, now = read(frozen).source, read(config).source
     if before == now or same_code(before, now):
         return frozen
-    if result.status is Status.COMPLETED:
-        job.notes.append(f"{planned.name}: completed, but its config has changed since: {planned.config}")
-    elif result.status in (Status.INTERRUPTED, Status.RUNNING):
-        told = f"warning: {planned.config} was edited; what was interrupted goes on with {frozen}"
-        job.notes.append(f"{planned.name}: {told}")
-    else:
-        job.notes.append(f"{planned.name}: takes up the edited {planned.config}")
-        return ""
-    return frozen
+    told = EDITED.get(result.status, "takes up the edited {config}")
+    job.notes.append(f"{planned.name}: " + told.format(config=config, frozen=frozen))
+    return frozen if result.status in EDITED else ""
 
 
 def wait_for_trainings(stored: StoredBatch, options: Options) -> None:
@@ -5965,10 +5889,13 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
     return now == metadata.get("pid_started") if now else bool(Group(pid).members())
 
 
+# ---- batches as their files tell them, whether they run, are finished or their runner died
+
+
 def show_batches(options: Options) -> int:
-    """--status and --report: batches as their files tell them, whether they run, are finished or their runner died."""
-    named = [*(options.status or ()), *(options.report or ())]
-    stored = [read_batch(folder) for folder in batches_named(named or [options.base_out_dir])]
+    """--status and --report."""
+    named = options.status or options.report or [options.base_out_dir]
+    stored = [read_batch(folder) for folder in batches_named(named)]
     if options.report is not None:
         common = os.path.commonpath([os.path.abspath(each.folder) for each in stored])
         place = stored[0].folder if len(stored) == 1 else os.path.relpath(common)
@@ -6004,29 +5931,24 @@ def status_json(overview: Overview) -> dict[str, Any]:
 
 
 def status_lines(overview: Overview) -> list[str]:
-    results, width = overview.results, terminal_width()
-    lines = [line for batch in overview.batches for line in batch_lines(batch)]
-    return [*lines, *overview.notes, *result_lines(results, width)]
-
-
-def batch_lines(batch: StoredBatch) -> list[str]:
-    facts, results = batch.facts, list(batch.results.values())
-    left = batch_left(results, facts.slots)
-    took = show_duration(batch_seconds(batch))
-    eta = "" if left is None else f", ETA {show_duration(left)}"
-    lines = [f"{clean(batch.folder)}: {clean(facts.state)}, {show_counts(count_statuses(results))}; {took}{eta}"]
-    if facts.stopped_because:
-        lines.append(f"stopped because: {clean(facts.stopped_because)}")
-    return lines
+    lines = []
+    for batch in overview.batches:
+        facts, results = batch.facts, list(batch.results.values())
+        left = batch_left(results, facts.slots)
+        eta = "" if left is None else f", ETA {show_duration(left)}"
+        counts, took = show_counts(count_statuses(results)), show_duration(batch_seconds(batch))
+        lines.append(f"{clean(batch.folder)}: {clean(facts.state)}, {counts}; {took}{eta}")
+        if facts.stopped_because:
+            lines.append(f"stopped because: {clean(facts.stopped_because)}")
+    return [*lines, *overview.notes, *result_lines(overview.results, terminal_width())]
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
     warnings.simplefilter("ignore")  # a config with an odd escape is no business of the user's here
-    for descriptor in (0, 1, 2):  # started with one closed: no log may take its number
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
+    number = 0
+    while number < 3:  # started with one closed: no log may take its number
+        number = os.open(os.devnull, os.O_RDWR)
+    os.close(number)
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         given = parse(words)

@@ -59,15 +59,15 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "a.py", "--batch_size"], ["--batch_size"]),
     (["--configs", "a.py", "--batch_size", "--quiet"], ["--batch_size"]),
     (["--configs", "a.py", "--learning_rate", "fast"], ["--learning_rate", "fast"]),
-    (["--configs", "a.py", "--wandb_enabled", "maybe"], ["--wandb_enabled", "maybe"]),
+    (["--configs", "a.py", "--wandb_enabled", "maybe"], ["--wandb_log", "maybe"]),
     (["--configs", "a.py", "--device", "gpu"], ["gpu", "cuda"]),
     (["--configs", "a.py", "--bacth_size", "4"], ["bacth_size", "did you mean 'batch_size'"]),
     (["--configs", "a.py", "--n_layers", "4"], ["n_layers", "'n_layer'"]),
     (["--configs", "a.py", "--time_out", "4"], ["time_out", "'timeout'"]),
     (["--configs", "a.py", "--dry-run"], ["--dry-run", "'dry_run'"]),
     (["--configs", "a.py", "--n_layer", "x"], ["--n_layer", "'x'"]),
-    (["--configs", "a.py", "--n-layer", "4"], ["--n-layer"]),
-    (["--configs", "a.py", "--2fast", "4"], ["--2fast"]),
+    (["--configs", "a.py", "--n-layer", "4"], ["'n-layer'", "'n_layer'"]),
+    (["--configs", "a.py", "--2fast", "4"], ["2fast"]),
     (["--configs", "a.py", "-x"], ["-x"]),
     (["--configs", "a.py", "--quiet", "stray"], ["stray"]),
     (["--configs", "a.py", "--quiet=1"], ["--quiet"]),
@@ -180,14 +180,22 @@ class HelpTest(CommandLineCase):
     def test_help_names_every_option_and_the_exit_codes(self) -> None:
         done = self.run_runner("--help", expect=0)
         names = {field.name for field in dataclasses.fields(runner.Options)} - {"overrides", "trainer_args"}
-        names |= {"batch_size", "wandb_project", "wandb_enabled", "device", "compile", "max_iters", "learning_rate"}
         for name in sorted(names | {"version", "help"}):
             with self.subTest(name=name):
                 self.assertRegex(done.stdout, rf"(?m)^  (-h, )?--{name}\b")
+        for name in ("batch_size", "wandb_project", "wandb_enabled", "device", "compile", "max_iters", "learning_rate"):
+            with self.subTest(name=name):
+                self.assertRegex(done.stdout, rf"(?m)^  .*--{name} [A-Z]+\b")
         for code in ("0", "1", "2", "75", r"128\+N"):
             with self.subTest(code=code):
                 self.assertRegex(done.stdout.partition("xit codes")[2], rf"\b{code}\b")
         self.assertEqual(done.stderr, "")
+
+    def test_help_fits_two_screens(self) -> None:
+        done = self.run_runner("--help", expect=0, env={"COLUMNS": "80"})
+        lines = done.stdout.splitlines()
+        self.assertLessEqual(len(lines), 60)
+        self.assertLessEqual(max(map(len, lines)), 80)
 
 
 class OverrideTest(CommandLineCase):

@@ -218,7 +218,7 @@ class WhichBatchTest(RunnerCase):
         (self.dir / "a.py").write_text("")
         for mode in (["--dry_run"], []):
             out = self.forked("--resume", *mode).stdout
-            self.assertIn("resuming experiments/night: the newest batch with anything left to do", out)
+            self.assertIn("resuming experiments/night: the newest batch with anything to do", out)
         summary = self.json(self.dir / "experiments" / "night" / "experiment_summary.json")
         self.assertEqual((summary["completed"], summary["state"]), (1, "finished"))
 

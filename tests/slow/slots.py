@@ -121,7 +121,7 @@ class DeviceTest(SlotCase):
                 done = self.run_runner(
                     "--configs", "a.py", "--devices", "auto", expect=2, env=self.environment(tool, visible)
                 )
-                self.assertRegex(done.stderr, r"\Aerror: --devices auto: .*GPU.*\n\Z")
+                self.assertRegex(done.stderr, r"\Aerror: .*--devices auto: .*GPU.*\n\Z")
 
 
 class LauncherTest(RunnerCase):
