@@ -29,8 +29,7 @@ class ChoosingTest(PlanCase):
 
     def expand(self, *patterns: str) -> list[str]:
         self.said: list[str] = []
-        read = runner.Planner(self.trainer).read
-        return runner.expand_configs(patterns, self.trainer, self.said.append, read)
+        return runner.expand_configs(patterns, runner.Planner(self.trainer), self.said)
 
     def test_scripts_and_modules_are_left_out_of_a_pattern(self) -> None:
         expected = ["baseline.py", "broken.py", "opaque.py", "small.py"]
@@ -43,7 +42,7 @@ class ChoosingTest(PlanCase):
         self.assertEqual(len(self.said), 1)
 
     def test_where_no_config_is_left_the_reasons_are_told(self) -> None:
-        with self.assertRaisesRegex(runner.UsageError, r"no config is left .*model\.py \(sets no setting of \S+\)"):
+        with self.assertRaisesRegex(runner.UsageError, r"no config is left .*sets no setting of \S+: model\.py"):
             self.expand("[bm]*[hl].py")
 
     def test_one_plain_name_is_always_taken(self) -> None:

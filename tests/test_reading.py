@@ -31,7 +31,7 @@ class PlanCase(unittest.TestCase):
 
     def script(self, source: str = TRAINER) -> runner.Script:
         self.write({"train_run.py": source})
-        return runner.read_script("train_run.py", "")
+        return runner.read_trainer(runner.Options())
 
     def planner(self, source: str = TRAINER, **configs: str) -> runner.Planner:
         self.write({f"{name}.py": text for name, text in configs.items()})
@@ -130,9 +130,9 @@ class ReadingTest(PlanCase):
         for script, configurator, uses_file in table:
             with self.subTest(script=script, configurator=configurator):
                 self.write({"lib/train.py": script, "lib/configurator.py": configurator})
-                self.assertEqual(runner.read_script("lib/train.py", "").uses_file, uses_file)
+                self.assertEqual(runner.read_trainer(runner.Options(train_script="lib/train.py")).uses_file, uses_file)
         self.write({"configurator.py": "__file__", "lib/configurator.py": ""})
-        self.assertTrue(runner.read_script("lib/train.py", "").uses_file)
+        self.assertTrue(runner.read_trainer(runner.Options(train_script="lib/train.py")).uses_file)
         self.assertTrue(self.reading("path = __file__").uses_file)
 
     def test_comments_and_layout_are_no_change_of_the_code(self) -> None:

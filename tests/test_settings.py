@@ -306,5 +306,5 @@ class DidYouMeanTest(unittest.TestCase):
         ]
         for name, candidates, start in table:
             with self.subTest(name=name):
-                said = runner.did_you_mean(name, candidates)
+                said = runner.did_you_mean(runner.nearest(name, candidates))
                 self.assertEqual((said[: len(start)], said[-1:]), (start, "?" if start else ""))
