@@ -484,10 +484,10 @@ def read_trainer(options: Options) -> Script:
     script = read_config(path, Script(path, strict=True, free=bool(options.launcher)))
     if script.problem:
         raise UsageError(f"training script can't be used: {script.problem}; see --train_script")
-    script.uses_file = False  # its own __file__ doesn't depend on the config
-    for folder in (os.path.dirname(path), ""):  # the configurator lies beside it, or in the working directory
-        with contextlib.suppress(OSError):
-            script.uses_file |= b"__file__" in read_source(os.path.join(folder, "configurator.py"))
+    # Its own __file__ doesn't depend on the config. The configurator lies beside it, or in the working directory.
+    folders = (os.path.dirname(path), "")
+    configurators = [read_config(os.path.join(folder, "configurator.py"), script) for folder in folders]
+    script.uses_file = any(each.uses_file for each in configurators)
     return script
 
 
@@ -519,20 +519,19 @@ def all_known(trainer: Script, config: Script) -> bool:
 
 def config_warnings(config: Script, trainer: Script) -> list[str]:
     """What a config sets that is probably a mistake: a name near to a setting's, a value of another type."""
+    # A name that the config reads again is a variable of its own.
+    known = config.settings.keys() if trainer.opaque else trainer.settings.keys() | trainer.imported | config.reads
     lines = []
     for key, value in config.settings.items():
         default = trainer.settings.get(key, UNKNOWN)
         kind, wanted = type(value), type(default)
-        is_told = {kind, wanted}.isdisjoint((Unknown, type(None)))
-        if is_told and kind is not wanted and (kind, wanted) not in HARMLESS:
+        is_harmless = kind is wanted or (kind, wanted) in HARMLESS or {kind, wanted} & {Unknown, type(None)}
+        close = [] if key in known else nearest(key, trainer.settings, LIKE_ENOUGH)
+        if not is_harmless:
             told = f"config sets {key} to {shorten(repr(value), 20)}, of type {kind.__name__}"
             lines.append(f"{told}; the trainer's default {shorten(repr(default), 20)} is of type {wanted.__name__}")
-    # A name that the config reads again is a variable of its own.
-    known = config.settings.keys() if trainer.opaque else trainer.settings.keys() | trainer.imported | config.reads
-    for key in config.settings.keys() - known:
-        close = nearest(key, trainer.settings, LIKE_ENOUGH)[:1]
         if close:
-            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have{did_you_mean(close)}")
+            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have{did_you_mean(close[:1])}")
     return lines
 
 
@@ -624,6 +623,8 @@ def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) 
         reason = ""
         if real in configs:
             reason = f"the same as {configs[real]}"
+        elif os.path.isdir(path):
+            reason = f"a directory, name its files ({os.path.join(path, '*.py')})"
         elif real in programs or os.path.basename(path) in MODULES:
             reason = "not a config"
         elif len(paths) > 1:  # one name alone is meant; of an unquoted *.py there are many
@@ -631,7 +632,7 @@ def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) 
         if reason:
             left_out.append(f"left out, {reason}: {path}")
         else:
-            configs[real] = os.path.join(".", path) if path.startswith("-") else path
+            configs[real] = path
     if not configs:
         raise UsageError(f"no config is left of: {' '.join(patterns)}; name some with --configs; {'; '.join(left_out)}")
     notes += left_out
@@ -640,14 +641,10 @@ def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) 
 
 def matches_of(pattern: str) -> list[str]:
     """The paths that a pattern stands for; a name that looks like a pattern is itself where it exists."""
-    if os.path.isdir(pattern):
-        raise UsageError(f'config is a directory: {pattern}; name its files: "{os.path.join(pattern, "*.py")}"')
-    if os.path.lexists(pattern):
-        return [pattern]
-    matches = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
+    matches = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True), key=natural)
     if not matches:
         raise UsageError(f"no config matches: {pattern}{did_you_mean(near_paths(pattern))}")
-    return sorted(matches, key=natural)
+    return matches
 
 
 def near_paths(path: str) -> list[str]:
@@ -664,8 +661,7 @@ def why_not_meant(config: Script, script: Script, is_named: bool) -> str:
     if config.strict:
         return "a script that uses configurator.py itself"
     names = config.settings.keys() | config.imported
-    is_baseline = not names
-    is_meant = is_named or is_baseline or names & script.settings.keys() or not all_known(script, config)
+    is_meant = is_named or not names or names & script.settings.keys() or not all_known(script, config)
     return "" if is_meant else f"sets no setting of {script.path}"
 
 
@@ -899,9 +895,8 @@ def template_words(
 
 def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]:
     """What a template may hold."""
-    config = experiment.launched_config or experiment.config
-    device = slot.device or ""
-    return {"name": experiment.name, "dir": folder, "device": device, "slot": str(slot.number), "config": config}
+    names = {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
+    return {**names, "config": experiment.launched_config or experiment.config}
 
 
 def build_command(
