@@ -349,17 +349,11 @@ WANTED = {bool: "true or false", int: "a whole number", float: "a number"}
 JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
 JSON_WORD = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(true|false|null)\b""", re.I)  # or what is quoted
 USUAL: dict[str, Any] = {  # settings with an option of their own: an example of their type, where the trainer has none
-    "batch_size": 8,
-    "wandb_project": "",
-    "wandb_enabled": False,
-    "wandb_log": False,  # what the trainer calls it, and no option
-    "device": "",
-    "compile": False,
-    "max_iters": 1000,
-    "learning_rate": 1e-3,
+    **{"batch_size": 8, "max_iters": 1000, "learning_rate": 1e-3, "device": "", "wandb_project": ""},
+    **{"compile": False, "wandb_enabled": False, "wandb_log": False},  # the last: what the trainer calls it, no option
 }
 CONFIGURATOR = re.compile(r"(\S*/)?configurator\.py")  # as a path: a docstring may name it, too
-NO_SETTINGS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)  # come from in here
+NO_SETTINGS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)  # come from these
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 LIKE_ENOUGH = 0.85  # of 1: `learning_rat` is near learning_rate, a helper such as `min_iters` isn't near max_iters
 HARMLESS = {(int, float), (int, bool), (list, tuple), (tuple, list)}  # (a config's type, the default's)
@@ -383,13 +377,17 @@ class Script:
 
     def read(self, statement: ast.stmt) -> None:
         """Take in what a top-level statement sets: UNKNOWN, unless it assigns literals."""
-        for node in parts_of(statement):
+        waiting: deque[ast.AST] = deque([statement])  # no recursion: it may be nested deeply
+        while waiting:
+            node = waiting.popleft()
             if isinstance(node, ast.Name):
                 self.read_name(node.id, isinstance(node.ctx, ast.Load))
             elif isinstance(node, ast.alias):
                 self.read_import(node.asname or node.name.partition(".")[0])
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("exec", "globals().update"):
                 self.lose_all()
+            if not isinstance(node, NO_SETTINGS):
+                waiting.extend(ast.iter_child_nodes(node))
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
@@ -412,16 +410,6 @@ class Script:
     def lose_all(self) -> None:
         self.opaque = True
         self.settings = dict.fromkeys(self.settings, UNKNOWN)
-
-
-def parts_of(statement: ast.stmt) -> Iterator[ast.AST]:
-    """All that a statement holds, but for functions and classes."""
-    waiting: deque[ast.AST] = deque([statement])  # no recursion: it may be nested deeply
-    while waiting:
-        node = waiting.popleft()
-        if not isinstance(node, NO_SETTINGS):
-            yield node
-            waiting.extend(ast.iter_child_nodes(node))
 
 
 def read_literal(node: ast.expr) -> Any:
@@ -455,8 +443,7 @@ def read_code(path: str, source: bytes) -> Script:
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
-        text = f": {error.text.strip()}" if error.text else ""
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}{text}") from None
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: not Python: {error}") from None
     for statement in body:
@@ -672,9 +659,6 @@ def suggestion(key: str, settings: Iterable[str]) -> str:
     return did_you_mean([meant] if meant in known else nearest(key, known))
 
 
-# Sweeps
-
-
 def parse_sweep(text: str) -> tuple[str, list[str]]:
     """The key and the values of KEY=V1,V2 or of K1,K2=V1:W1,V2:W2; raises ValueError."""
     key, _, listed = text.partition("=")
@@ -740,9 +724,6 @@ def plan_digest(experiments: Iterable[Experiment]) -> str:
     return sha256(json.dumps([(each.name, each.config, each.overrides) for each in experiments]).encode())
 
 
-# Names
-
-
 def config_names(paths: Sequence[str]) -> list[str]:
     """A telling name per config: its stem; where several have one stem, behind the directories in which they differ."""
     stems = [os.path.splitext(os.path.abspath(path))[0] for path in paths]
@@ -764,9 +745,6 @@ def unique(names: Iterable[str]) -> list[str]:
             candidate = name[: 199 - len(str(number))] + f"_{number}"
         taken[candidate.casefold()] = candidate
     return list(taken.values())
-
-
-# Experiments
 
 
 class Planner:
@@ -871,15 +849,8 @@ def differing(experiments: Sequence[Experiment]) -> list[str]:
     return [key for key, texts in values.items() if len(texts) > 1 and key not in INVENTED]
 
 
-# Commands
-
-
-def template_words(
-    template: str, names: Mapping[str, str], what: str, lists: Mapping[str, Sequence[str]] = {}
-) -> list[str]:
-    """A command split as a shell would, {name}, {dir}, … filled in; one of `lists` takes the place of a whole word.
-
-    `what` names the template in messages; raises UsageError for a brace that means nothing."""
+def template_words(what: str, template: str, names: dict[str, str], lists: Mapping[str, list[str]] = {}) -> list[str]:
+    """A command split as a shell would, {name}, {dir}, … filled in; one of `lists` takes the place of a whole word."""
     texts = {"{{": "{", "}}": "}", **{f"{{{name}}}": text for name, text in names.items()}}
     words: list[str] = []
     try:
@@ -909,8 +880,8 @@ def build_command(
     arguments = [word for word in experiment.arguments if word.partition("=")[0] not in replaced]
     if options.command:
         lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
-        return [*template_words(options.command, names, "--command", lists), *continuing]
-    launcher = template_words(options.launcher, names, "--launcher") or [sys.executable]
+        return [*template_words("--command", options.command, names, lists), *continuing]
+    launcher = template_words("--launcher", options.launcher, names) or [sys.executable]
     command = [*launcher, options.train_script, names["config"], f"--out_dir={folder}"]
     return [*command, *arguments, *continuing, *options.trainer_args]
 
@@ -921,7 +892,7 @@ def continuing_words(
     """What an attempt that continues from a checkpoint gets besides; None where the trainer can't continue."""
     if options.continue_with is not None:
         names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
-        return template_words(options.continue_with, names, "--continue_with")
+        return template_words("--continue_with", options.continue_with, names)
     can_resume = not options.command and "init_from" in experiment.settings
     return ["--init_from=resume"] if can_resume else None
 
