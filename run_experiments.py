@@ -593,7 +593,6 @@ NO_SEED = "its code may have torch.manual_seed(1337): write seed = 1337 above th
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
 INVENTED = ("out_dir", "wandb_run_name")  # settings that differ by the runner's own doing
-MODULES = ("configurator.py", "__init__.py")
 BRACES = re.compile(r"\{\{|\}\}|\{[\w:]*\}|[{}]")
 QUOTES = re.compile(r"""'[^']*'|"[^"]*\"""")
 
@@ -603,27 +602,21 @@ def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) 
     paths = [path for pattern in patterns for path in matches_of(pattern)]
     named = set(patterns)
     programs = (os.path.realpath(__file__), os.path.realpath(planner.script.path))
-    configs: dict[str, str] = {}  # by the file that it really is
-    left_out = []
+    reasons = dict.fromkeys(programs, "not a config")  # by the file that it really is
+    configs, left_out = [], []
     for path in paths:
         real = os.path.realpath(path)
-        reason = ""
-        if real in configs:
-            reason = f"the same as {configs[real]}"
-        elif os.path.isdir(path):
-            reason = f"a directory, name its files ({os.path.join(path, '*.py')})"
-        elif real in programs or os.path.basename(path) in MODULES:
-            reason = "not a config"
-        elif len(paths) > 1:  # one name alone is meant; of an unquoted *.py there are many
-            reason = why_not_meant(planner.read(path), planner.script, path in named)
+        reason = reasons.get(real) or why_no_config(path, planner, path in named, len(paths) == 1)
         if reason:
             left_out.append(f"left out, {reason}: {path}")
         else:
-            configs[real] = path
+            configs.append(path)
+            reasons[real] = f"the same as {path}"
     if not configs:
-        raise UsageError(f"no config is left of: {' '.join(patterns)}; name some with --configs; {'; '.join(left_out)}")
+        remedy = f'name files, as by --configs "config/*.py"; {"; ".join(left_out)}'
+        raise UsageError(f"no config is left of: {' '.join(patterns)}; {remedy}")
     notes += left_out
-    return list(configs.values())
+    return configs
 
 
 def matches_of(pattern: str) -> list[str]:
@@ -643,13 +636,16 @@ def near_paths(path: str) -> list[str]:
     return [os.path.join(folder, each) for each in nearest(name, map(os.path.basename, there))]
 
 
-def why_not_meant(config: Script, script: Script, is_named: bool) -> str:
-    """Why a match of a pattern is left out by what it holds: nanoGPT's root has bench.py, sample.py, model.py."""
-    if config.strict:
+def why_no_config(path: str, planner: Planner, is_named: bool, is_alone: bool) -> str:
+    """Why a match of a pattern is left out: nanoGPT's root has bench.py, sample.py, model.py. One alone is meant."""
+    if os.path.isdir(path) or os.path.basename(path) in ("configurator.py", "__init__.py"):
+        return "not a config"
+    config, script = planner.read(path), planner.script
+    if config.strict and not is_alone:
         return "a script that uses configurator.py itself"
     names = config.settings.keys() | config.imported
-    is_meant = is_named or not names or names & script.settings.keys() or not all_known(script, config)
-    return "" if is_meant else f"sets no setting of {script.path}"
+    is_meant = is_named or is_alone or not names or names & script.settings.keys()
+    return "" if is_meant or not all_known(script, config) else f"sets no setting of {script.path}"
 
 
 def suggestion(key: str, settings: Iterable[str]) -> str:
@@ -763,8 +759,8 @@ class Planner:
     def read(self, path: str) -> Script:
         """A config as it was when it was read first; without a path, of a --command, one that sets nothing."""
         if path not in self.configs:
-            config = self.configs[path] = read_config(path, self.script) if path else Script(path)
-            config.warnings = config_warnings(config, self.script)
+            self.configs[path] = read_config(path, self.script) if path else Script(path)
+            self.configs[path].warnings = config_warnings(self.configs[path], self.script)
         return self.configs[path]
 
     def plan(self, options: Options, configs: Sequence[str]) -> list[Experiment]:
@@ -856,11 +852,9 @@ def template_words(what: str, template: str, names: dict[str, str], lists: Mappi
     try:
         for word in shlex.split(template):
             words += lists[word] if word in lists else [BRACES.sub(lambda match: texts[match[0]], word)]
-    except ValueError as error:
-        raise UsageError(f"{what} can't be split: {template}: {error}") from None
-    except KeyError as error:
+    except (ValueError, KeyError) as error:
         known = f"it knows {', '.join([*texts, *lists])}; what stands for several is a word of its own"
-        raise UsageError(f"{what} holds {error.args[0]}: {template}; {known}") from None
+        raise UsageError(f"{what} can't be split and filled in: {template}: {error}; {known}") from None
     return words
 
 
@@ -907,26 +901,22 @@ def check_template(options: Options) -> None:
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
-    is_whole = {
-        "--launcher": options.launcher != "",
-        "--train_script": options.train_script != Options().train_script,
-        shell_line(["--", *options.trainer_args]): options.trainer_args != [],
-    }
-    for name, is_given in is_whole.items():
-        if is_given:
-            raise UsageError(f"{name}: not allowed with --command, which is the whole command")
-    placed = [  # what stands for which option, whether one without the other is a mistake
-        ("{config", "--configs", options.configs, options.resume is None),
-        ("{device", "--devices", options.devices, True),
-        ("{overrides", "--" + next(iter(options.overrides), ""), options.overrides, False),
-        ("{overrides", "--sweep", options.sweep, False),
+    nowhere = "place for it"  # which no command holds
+    placed = [  # what is given, where it must stand, whether what stands there must be given
+        ("--launcher", options.launcher, nowhere, False),
+        ("--train_script", options.train_script != Options().train_script, nowhere, False),
+        (shell_line(["--", *options.trainer_args]), options.trainer_args, nowhere, False),
+        ("--configs", options.configs, "{config}", options.resume is None),
+        ("--devices", options.devices, "{device}", True),
+        ("--" + next(iter(options.overrides), ""), options.overrides, "{overrides}", False),
+        ("--sweep", options.sweep, "{overrides}", False),
     ]
-    for brace, name, given, is_needed in placed:
-        holds_it = brace in options.command
-        if given and not holds_it:
-            raise UsageError(f"--command holds no {brace}}}: {options.command}; {name} would be dropped")
-        if holds_it and is_needed and not given:
-            raise UsageError(f"--command holds {brace}}}: {options.command}; name the {name}")
+    for name, given, place, is_needed in placed:
+        is_placed = place.rstrip("}") in options.command  # {overrides:hydra} will do
+        if given and not is_placed:
+            raise UsageError(f"--command holds no {place}: {options.command}; {name} would be dropped")
+        if is_placed and is_needed and not given:
+            raise UsageError(f"--command holds {place}: {options.command}; name the {name}")
 
 
 # -------------------------------------------------------------------------------------------------- output
