@@ -306,10 +306,8 @@ def now_iso() -> str:
 
 
 def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    names = {each.value: each.name for each in signal.Signals}
+    return names.get(number, f"signal {number}")
 
 
 def signal_in(return_code: int) -> int:
@@ -415,26 +413,15 @@ class Script:
 def read_literal(node: ast.expr) -> Any:
     """The value of a literal or of plain arithmetic on numbers (`5 * 8`), else UNKNOWN."""
     try:
-        value = fold(node)
+        if isinstance(node, ast.BinOp):
+            left, right = read_literal(node.left), read_literal(node.right)
+            value = OPERATORS[type(node.op)](+left, +right)  # the plus raises TypeError for what is no number
+        else:
+            value = ast.literal_eval(node)
         repr(value)  # raises ValueError for a number of thousands of digits
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return UNKNOWN
     return value
-
-
-def fold(node: ast.expr) -> Any:
-    if not isinstance(node, ast.BinOp):
-        return ast.literal_eval(node)
-    work = OPERATORS[type(node.op)]
-    return work(+fold(node.left), +fold(node.right))  # the plus raises TypeError for what is no number
-
-
-def read_source(path: str) -> bytes:
-    """Raises OSError; a device might never end, so it is none."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def read_code(path: str, source: bytes) -> Script:
@@ -481,8 +468,12 @@ def read_trainer(options: Options) -> Script:
 def read_config(path: str, trainer: Script) -> Script:
     """Never raises: `problem` says why it can't be used. What no configurator execs need not be Python."""
     found = Script(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a device might never end
+        found.problem = f"{path}: not a regular file"
+        return found
     try:
-        found.source = read_source(path)
+        with open(path, "rb") as file:
+            found.source = file.read()
         if trainer.strict or path.endswith(".py"):
             return read_code(path, found.source)
     except OSError as error:
