@@ -525,9 +525,7 @@ def as_configurator(text: str) -> Any:
 
 
 def trainer_form(text: str, default: Any, strict: bool) -> str:
-    """Write a value so that the trainer's configurator finds the type of `default` in it.
-
-    Raises ValueError with what was wanted where the text can't be read as that type."""
+    """A value written so that the configurator finds the type of `default` in it; ValueError says what was wanted."""
     kind = type(default)
     if kind in WANTED:
         return number_form(text, kind)
@@ -578,8 +576,7 @@ def plain_value(form: str, strict: bool) -> Any:
 # Which experiments there are, under which names, and the command of each. Lists configs; knows no batch's directory and
 # no processes.
 
-# What people call settings elsewhere, where it isn't spelled alike.
-ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}
+ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}  # as others say
 NO_SEED = "its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
@@ -663,7 +660,7 @@ def split_values(text: str, mark: str = ",") -> list[str]:
             parts[-1] += mark + piece
         else:
             parts.append(piece)
-    return [str(as_configurator(part)) if part.startswith(("'", '"')) else part for part in parts]
+    return [re.sub(r"(?s)^(['\"])(.*)\1$", r"\2", part) for part in parts]
 
 
 def is_open(text: str) -> bool:
@@ -778,9 +775,7 @@ class Planner:
     def experiment(
         self, name: str, config: str, overrides: Mapping[str, str], point: Mapping[str, str] = {}, source: str = ""
     ) -> Experiment:
-        """An experiment of a config, read from `source` where there is one: the config's frozen copy.
-
-        Raises UsageError for an override that the trainer would die of."""
+        """Of a config, or its frozen copy `source`; raises UsageError for an override that the trainer would die of."""
         if "=" in config and not self.script.free:
             raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
         found = self.read(source or config)
@@ -883,9 +878,7 @@ def continuing_words(
 
 
 def check_template(options: Options) -> None:
-    """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something.
-
-    To be called before a training script that wasn't named is looked for."""
+    """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something."""
     nothing, slot = Experiment("", "", {}), Slot(0)
     continuing_words(options, nothing, "", slot, "")
     if not build_command(options, nothing, "", slot):
