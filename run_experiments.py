@@ -344,8 +344,6 @@ class Unknown:
 UNKNOWN = Unknown()
 WORDS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
 WANTED = {bool: "true or false", int: "a whole number", float: "a number"}
-JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
-JSON_WORD = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(true|false|null)\b""", re.I)  # or what is quoted
 USUAL: dict[str, Any] = {  # settings with an option of their own: an example of their type, where the trainer has none
     **{"batch_size": 8, "max_iters": 1000, "learning_rate": 1e-3, "device": "", "wandb_project": ""},
     **{"compile": False, "wandb_enabled": False, "wandb_log": False},  # the last: what the trainer calls it, no option
@@ -554,9 +552,11 @@ def number_form(text: str, kind: type) -> str:
 
 
 def python_words(text: str) -> str:
-    """true, false and null, alone or in a list or dict, as Python's; any other text as it is."""
-    words = JSON_WORD.sub(lambda match: match[1] or JSON_WORDS[match[2].lower()], text)
-    return text if isinstance(as_configurator(words), str) else words
+    """JSON that is no Python, for its true, false and null, as a Python literal; any other text as it is."""
+    if isinstance(as_configurator(text), str):
+        with contextlib.suppress(ValueError):
+            return repr(json.loads(text))
+    return text
 
 
 def quoted(value: Any) -> str:
@@ -853,11 +853,8 @@ def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]
 def build_command(
     options: Options, experiment: Experiment, folder: str, slot: Slot, continuing: Sequence[str] = ()
 ) -> list[str]:
-    """The command of an attempt; `continuing` is what one that continues gets besides."""
-    names = names_for(experiment, folder, slot)
-    # What is given for continuing takes the place of the experiment's own, --init_from=scratch say.
-    replaced = {word.partition("=")[0] for word in continuing}
-    arguments = [word for word in experiment.arguments if word.partition("=")[0] not in replaced]
+    """The command of an attempt; one that continues gets `continuing` besides, which wins as the last."""
+    names, arguments = names_for(experiment, folder, slot), experiment.arguments
     if options.command:
         lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
         return [*template_words("--command", options.command, names, lists), *continuing]

@@ -278,7 +278,8 @@ class TemplateTest(PlanCase):
         words = runner.continuing_words(options, experiment, "d", slot, "d/ckpt.pt")
         self.assertEqual(words, ["--init_from=resume"])
         command = runner.build_command(options, experiment, "d", slot, words or [])
-        expected = [sys.executable, "t.py", "plan/c.py", "--out_dir=d", "--a=1", "--init_from=resume", "-v"]
+        expected = [sys.executable, "t.py", "plan/c.py", "--out_dir=d", "--init_from=gpt2", "--a=1"]
+        expected += ["--init_from=resume", "-v"]
         self.assertEqual(command, expected)
         table: list[tuple[runner.Options, Optional[list[str]]]] = [
             (self.options("x"), None),
