@@ -361,7 +361,7 @@ class ChoosingTest(RunnerCase):
         self.config("a", "stages = [{'on': True}]\n")
         words = ["--is_ddp", "true", "--stages", '[{"on": false, "of": null, "true": "null"}]']
         [command] = self.planned("--configs", "a.py", *words).values()
-        self.assertEqual(command[-2:], ["--is_ddp=True", """--stages=[{"on": False, "of": None, "true": "null"}]"""])
+        self.assertEqual(command[-2:], ["--is_ddp=True", "--stages=[{'on': False, 'of': None, 'true': 'null'}]"])
 
     def test_mistakes_get_a_suggestion(self) -> None:
         self.config("a", "n_layer = 2\n")
