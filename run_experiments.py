@@ -381,7 +381,7 @@ class Script:
             elif isinstance(node, ast.alias):
                 self.read_import(node.asname or node.name.partition(".")[0])
             elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("exec", "globals().update"):
-                self.lose_all()
+                self.read_import("*")
             if not isinstance(node, NO_SETTINGS):
                 waiting.extend(ast.iter_child_nodes(node))
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value:
@@ -399,13 +399,10 @@ class Script:
     def read_import(self, name: str) -> None:
         self.imported.add(name)
         if name == "*":
-            self.lose_all()
+            self.opaque = True
+            self.settings = dict.fromkeys(self.settings, UNKNOWN)
         elif name in self.settings:
             self.settings[name] = UNKNOWN
-
-    def lose_all(self) -> None:
-        self.opaque = True
-        self.settings = dict.fromkeys(self.settings, UNKNOWN)
 
 
 def read_literal(node: ast.expr) -> Any:
