@@ -85,29 +85,21 @@ class BatchHeld(Exception):
 
 
 class Status(str, enum.Enum):
-    """How an experiment stands; the values stand in JSON."""
+    """How an experiment stands; the values stand in JSON, the order in counts."""
 
-    PENDING = "pending"
-    RUNNING = "running"
     COMPLETED = "completed"
     FAILED = "failed"
     ERROR = "error"  # the runner could not run it
     TIMEOUT = "timeout"
     INTERRUPTED = "interrupted"  # the batch was stopped
+    PENDING = "pending"
+    RUNNING = "running"
 
     __str__ = str.__str__
 
 
 FAILURES = (Status.FAILED, Status.ERROR, Status.TIMEOUT)
-COUNT_KEYS = {  # in this order in the summary and in words
-    Status.COMPLETED: "completed",
-    Status.FAILED: "failed",
-    Status.ERROR: "errors",
-    Status.TIMEOUT: "timeouts",
-    Status.INTERRUPTED: "interrupted",
-    Status.PENDING: "pending",
-    Status.RUNNING: "running",
-}
+PLURALS = {Status.ERROR: "errors", Status.TIMEOUT: "timeouts"}  # keys of the summary
 
 
 @dataclass
@@ -225,11 +217,13 @@ class Result:
 def count_statuses(results: Iterable[Result]) -> dict[str, int]:
     """How many experiments have each status, by its key in the summary."""
     times = Counter(each.status for each in results)
-    return {key: times[status] for status, key in COUNT_KEYS.items()}
+    return {PLURALS.get(status, status.value): times[status] for status in Status}
 
 
 # --------------------------------------------------------------------------------------------------- words
 # Values as people read them, and names that are safe: texts in, texts out.
+
+LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a damaged file; the others stand for bytes
 
 
 def clean(text: str) -> str:
@@ -248,10 +242,9 @@ def show_duration(seconds: Optional[float], unknown: str = "-") -> str:
     minutes, left = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     days, hours = divmod(hours, 24)
-    parts = [f"{days}d", f"{hours}h", f"{minutes}m", f"{left}s"]
-    while parts[0][0] == "0":
-        del parts[0]
-    return "".join(part for part in parts[:2] if part[0] != "0")
+    parts = f"{days}d{hours}h{minutes}m{left}s"
+    shown: list[str] = re.findall(r"[1-9]\d*[a-z](?:[1-9]\d*[a-z])?", parts)
+    return shown[0]
 
 
 def whole_seconds(seconds: Optional[float]) -> str:
@@ -267,13 +260,8 @@ def show_loss(loss: Union[float, str, None], unknown: str = "-") -> str:
     return f"{value:.4f}" if 1e-3 <= abs(value) < 1e5 else f"{value:.4g}"
 
 
-def show_value(value: Any, most: int = 20) -> str:
-    text = clean(str(value))
-    return text if len(text) <= most else text[: most - 1] + "…"
-
-
 def shorten(text: str, most: int) -> str:
-    """A name in so many columns; names of a sweep differ at both ends, so it is the middle that goes."""
+    """Names of a sweep differ at both ends, so it is the middle that goes."""
     if len(text) <= most:
         return text
     head = most // 2 - 1
@@ -295,24 +283,24 @@ def natural(text: str) -> list[Any]:
     return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", text))]
 
 
-def did_you_mean(name: str, candidates: Sequence[str]) -> str:
-    """`; did you mean 'x'?` where something is near, else nothing."""
+def nearest(name: str, candidates: Iterable[str], least: float = 0.6) -> list[str]:
+    """Up to three candidates that are spelled alike, the nearest first; `least` is their likeness, of 1."""
     import difflib  # 4 ms that only a mistake costs
 
-    close = difflib.get_close_matches(name, candidates, 3, 0.6)
-    return f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+    return difflib.get_close_matches(name, list(candidates), 3, least)
+
+
+def did_you_mean(names: Sequence[str]) -> str:
+    return f"; did you mean {' or '.join(map(repr, names))}?" if names else ""
 
 
 def shell_word(text: str) -> str:
     """A word as a shell would take it, with no control character in it."""
     if text.isprintable():
         return shlex.quote(text)
-    try:
-        data = text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # of a damaged file: no word of a command line
-        data = text.encode(errors="replace")
-    plain = set(range(32, 127)) - set(b"'\\")
-    return "$'" + "".join(chr(byte) if byte in plain else f"\\x{byte:02x}" for byte in data) + "'"
+    data = LONE_SURROGATE.sub("?", text).encode(errors="surrogateescape")
+    escaped = data.decode("latin-1").encode("unicode_escape").decode()
+    return "$'" + escaped.replace("'", "\\'") + "'"
 
 
 def shell_line(command: Sequence[str]) -> str:
@@ -324,10 +312,8 @@ def now_iso() -> str:
 
 
 def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    names = {each.value: each.name for each in signal.Signals}
+    return names.get(number, f"signal {number}")
 
 
 def signal_in(return_code: int) -> int:
@@ -362,19 +348,14 @@ class Unknown:
 
 
 UNKNOWN = Unknown()
-WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-JSON_WORDS = {"true": "True", "false": "False", "null": "None"}
-JSON_WORD = re.compile(r"""("(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*')|\b(true|false|null)\b""", re.I)  # or what is quoted
+WORDS = {"true": "True", "1": "True", "yes": "True", "false": "False", "0": "False", "no": "False"}
+WANTED = {bool: "true or false", int: "a whole number", float: "a number"}
 USUAL: dict[str, Any] = {  # settings with an option of their own: an example of their type, where the trainer has none
-    "batch_size": 8,
-    "wandb_project": "",
-    "wandb_enabled": False,
-    "wandb_log": False,  # what the trainer calls it, and no option
-    "device": "",
-    "compile": False,
-    "max_iters": 1000,
-    "learning_rate": 1e-3,
+    **{"batch_size": 8, "max_iters": 1000, "learning_rate": 1e-3, "device": "", "wandb_project": ""},
+    **{"compile": False, "wandb_enabled": False, "wandb_log": False},  # the last: what the trainer calls it, no option
 }
+CONFIGURATOR = re.compile(r"(\S*/)?configurator\.py")  # as a path: a docstring may name it, too
+NO_SETTINGS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)  # come from these
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 LIKE_ENOUGH = 0.85  # of 1: `learning_rat` is near learning_rate, a helper such as `min_iters` isn't near max_iters
 HARMLESS = {(int, float), (int, bool), (list, tuple), (tuple, list)}  # (a config's type, the default's)
@@ -396,106 +377,71 @@ class Script:
     warnings: list[str] = field(default_factory=list)  # what in a config is probably a mistake
     problem: Optional[str] = None  # why it can't be used
 
-
-class SourceReader(ast.NodeVisitor):
-    """Collects the names that statements set, in order. What functions and classes set are no settings."""
-
-    def __init__(self, found: Script) -> None:
-        self.found = found
-
     def read(self, statement: ast.stmt) -> None:
-        """Take in a top-level statement; what it sets is UNKNOWN, unless it assigns literals."""
-        try:
-            self.visit(statement)
-        except RecursionError:  # nested too deeply to tell
-            self.lose_all()
+        """Take in what a top-level statement sets: UNKNOWN, unless it assigns literals."""
+        waiting: deque[ast.AST] = deque([statement])  # no recursion: it may be nested deeply
+        while waiting:
+            node = waiting.popleft()
+            if isinstance(node, ast.Name):
+                self.read_name(node.id, isinstance(node.ctx, ast.Load))
+            elif isinstance(node, ast.alias):
+                self.read_import(node.asname or node.name.partition(".")[0])
+            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("exec", "globals().update"):
+                self.read_import("*")
+            if not isinstance(node, NO_SETTINGS):
+                waiting.extend(ast.iter_child_nodes(node))
         if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value:
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
-            self.found.settings.update(dict.fromkeys(names, read_literal(statement.value)))
+            self.settings.update(dict.fromkeys(names, read_literal(statement.value)))
 
-    def lose_all(self) -> None:
-        self.found.opaque = True
-        self.found.settings = dict.fromkeys(self.found.settings, UNKNOWN)
-
-    def visit_FunctionDef(self, node: ast.AST) -> None:
-        pass
-
-    visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_comprehension = visit_FunctionDef
-
-    def visit_Name(self, node: ast.Name) -> None:
-        # A list that is read may be changed in place, by `stages.append(...)` or through another name for it.
-        may_change = isinstance(self.found.settings.get(node.id), (list, dict, set))
-        is_read = isinstance(node.ctx, ast.Load)
+    def read_name(self, name: str, is_read: bool) -> None:
         if is_read:
-            self.found.reads.add(node.id)
-        if may_change or not is_read:
-            self.found.settings[node.id] = UNKNOWN
-            self.found.imported.discard(node.id)
+            self.reads.add(name)
+        # A list that is read may be changed in place, by `stages.append(...)` or through another name for it.
+        if not is_read or isinstance(self.settings.get(name), (list, dict, set)):
+            self.settings[name] = UNKNOWN
 
-    def visit_alias(self, node: ast.alias) -> None:
-        name = node.asname or node.name.partition(".")[0]
+    def read_import(self, name: str) -> None:
+        self.imported.add(name)
         if name == "*":
-            self.lose_all()
-        elif name in self.found.settings:
-            self.found.settings[name] = UNKNOWN
-        else:
-            self.found.imported.add(name)
-
-    def visit_Call(self, node: ast.Call) -> None:
-        if ast.unparse(node.func) in ("exec", "globals().update"):
-            self.lose_all()
-        self.generic_visit(node)
+            self.opaque = True
+            self.settings = dict.fromkeys(self.settings, UNKNOWN)
+        elif name in self.settings:
+            self.settings[name] = UNKNOWN
 
 
 def read_literal(node: ast.expr) -> Any:
     """The value of a literal or of plain arithmetic on numbers (`5 * 8`), else UNKNOWN."""
     try:
-        value = fold(node)
+        if isinstance(node, ast.BinOp):
+            left, right = read_literal(node.left), read_literal(node.right)
+            value = OPERATORS[type(node.op)](+left, +right)  # the plus raises TypeError for what is no number
+        else:
+            value = ast.literal_eval(node)
         repr(value)  # raises ValueError for a number of thousands of digits
     except (ValueError, TypeError, KeyError, ArithmeticError, RecursionError):
         return UNKNOWN
     return value
 
 
-def fold(node: ast.expr) -> Any:
-    if not isinstance(node, ast.BinOp):
-        return ast.literal_eval(node)
-    work = OPERATORS[type(node.op)]
-    return work(+fold(node.left), +fold(node.right))  # the plus raises TypeError for what is no number
-
-
-def uses_configurator(statement: ast.stmt) -> bool:
-    """Whether its path stands in a statement that calls something; a docstring may name it, too."""
-    nodes = list(ast.walk(statement))  # ast.dump would be shorter, and fails for deep nesting
-    names_it = any(isinstance(node, ast.Constant) and str(node.value).endswith("configurator.py") for node in nodes)
-    return names_it and any(isinstance(node, ast.Call) for node in nodes)
-
-
-def read_source(path: str) -> bytes:
-    """Raises OSError; a device might never end, so it is none."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError(errno.EINVAL, "not a regular file", path)
-    with open(path, "rb") as file:
-        return file.read()
-
-
 def read_code(path: str, source: bytes) -> Script:
     """What a source sets before it execs configurator.py; raises ValueError with place and text if it doesn't parse."""
+    found = Script(path, source=source, uses_file=b"__file__" in source)
     try:
         body = ast.parse(source).body
     except SyntaxError as error:
-        text = f": {error.text.strip()}" if error.text else ""
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}{text}") from None
+        raise ValueError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
     except (ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"{path}: not Python: {error}") from None
-    reader = SourceReader(Script(path, source=source, uses_file=b"__file__" in source))
     for statement in body:
-        if uses_configurator(statement):
-            reader.found.strict = True
+        constants = [str(node.value) for node in ast.walk(statement) if isinstance(node, ast.Constant)]
+        found.strict = any(map(CONFIGURATOR.fullmatch, constants))
+        if found.strict:
             break
-        reader.read(statement)
-    return reader.found
+        found.read(statement)
+    found.imported -= found.settings.keys()
+    return found
 
 
 def default_script() -> str:
@@ -504,36 +450,38 @@ def default_script() -> str:
     return "train.py" if os.path.isfile("train.py") and not os.path.exists(usual) else usual
 
 
-def read_script(path: str, launcher: str) -> Script:
-    """Raises UsageError where there is no training script that could run."""
+def read_trainer(options: Options) -> Script:
+    """The training script, or what stands for it with --command; raises UsageError where it can't be run."""
+    if options.command:
+        return Script("", free=True)
+    path = options.train_script
     # What a launcher starts need not be Python, or not this Python.
-    script = read_config(path, Script(path, strict=True, free=bool(launcher)))
+    script = read_config(path, Script(path, strict=True, free=bool(options.launcher)))
     if script.problem:
         raise UsageError(f"training script can't be used: {script.problem}; see --train_script")
-    script.uses_file = False  # its own __file__ doesn't depend on the config
-    for folder in (os.path.dirname(path), ""):  # the configurator lies beside it, or in the working directory
-        with contextlib.suppress(OSError):
-            script.uses_file |= b"__file__" in read_source(os.path.join(folder, "configurator.py"))
+    # Its own __file__ doesn't depend on the config. The configurator lies beside it, or in the working directory.
+    folders = (os.path.dirname(path), "")
+    configurators = [read_config(os.path.join(folder, "configurator.py"), script) for folder in folders]
+    script.uses_file = any(each.uses_file for each in configurators)
     return script
-
-
-def read_trainer(options: Options) -> Script:
-    """The training script that the options name, or what stands for it with --command."""
-    return Script("", free=True) if options.command else read_script(options.train_script, options.launcher)
 
 
 def read_config(path: str, trainer: Script) -> Script:
     """Never raises: `problem` says why it can't be used. What no configurator execs need not be Python."""
-    unparsed = Script(path)
+    found = Script(path)
+    if os.path.exists(path) and not os.path.isfile(path):  # a device might never end
+        found.problem = f"{path}: not a regular file"
+        return found
     try:
-        unparsed.source = read_source(path)
+        with open(path, "rb") as file:
+            found.source = file.read()
         if trainer.strict or path.endswith(".py"):
-            return read_code(path, unparsed.source)
+            return read_code(path, found.source)
     except OSError as error:
-        unparsed.problem = f"{path}: {error.strerror}"
+        found.problem = f"{path}: {error.strerror}"
     except ValueError as error:
-        unparsed.problem = None if trainer.free else str(error)
-    return unparsed
+        found.problem = None if trainer.free else str(error)
+    return found
 
 
 def same_code(a: bytes, b: bytes) -> bool:
@@ -548,41 +496,22 @@ def all_known(trainer: Script, config: Script) -> bool:
     return trainer.strict and not (trainer.opaque or config.opaque or config.problem)
 
 
-def effective_settings(trainer: Script, config: Script) -> dict[str, Any]:
-    """The trainer's defaults below what the config sets."""
-    untold = trainer.settings if config.opaque else config.imported & trainer.settings.keys()
-    return {**trainer.settings, **dict.fromkeys(untold, UNKNOWN), **config.settings}
-
-
-def nearest(name: str, candidates: Iterable[str], least: float = 0.6) -> list[str]:
-    """Up to three candidates that are spelled alike, the nearest first; `least` is their likeness, of 1."""
-    import difflib  # 4 ms that only a mistake costs
-
-    return difflib.get_close_matches(name, list(candidates), 3, least)
-
-
 def config_warnings(config: Script, trainer: Script) -> list[str]:
     """What a config sets that is probably a mistake: a name near to a setting's, a value of another type."""
+    # A name that the config reads again is a variable of its own.
+    known = config.settings.keys() if trainer.opaque else trainer.settings.keys() | trainer.imported | config.reads
     lines = []
     for key, value in config.settings.items():
-        if key in trainer.settings:
-            lines += type_warning(key, value, trainer.settings[key])
-            continue
-        # A name that the config reads again is a variable of its own.
-        is_meant = trainer.opaque or key in trainer.imported or key in config.reads
-        close = [] if is_meant else nearest(key, trainer.settings, LIKE_ENOUGH)
+        default = trainer.settings.get(key, UNKNOWN)
+        kind, wanted = type(value), type(default)
+        is_harmless = kind is wanted or (kind, wanted) in HARMLESS or {kind, wanted} & {Unknown, type(None)}
+        close = [] if key in known else nearest(key, trainer.settings, LIKE_ENOUGH)
+        if not is_harmless:
+            told = f"config sets {key} to {shorten(repr(value), 20)}, of type {kind.__name__}"
+            lines.append(f"{told}; the trainer's default {shorten(repr(default), 20)} is of type {wanted.__name__}")
         if close:
-            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have; did you mean {close[0]!r}?")
+            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have{did_you_mean(close[:1])}")
     return lines
-
-
-def type_warning(key: str, value: Any, default: Any) -> list[str]:
-    kind, wanted = type(value), type(default)
-    is_untold = {kind, wanted} & {Unknown, type(None)}
-    if kind is wanted or is_untold or (kind, wanted) in HARMLESS:
-        return []
-    told = f"config sets {key} to {show_value(repr(value))}, of type {kind.__name__}"
-    return [f"{told}; the trainer's default {show_value(repr(default))} is of type {wanted.__name__}"]
 
 
 @functools.lru_cache(maxsize=4096)
@@ -597,11 +526,9 @@ def as_configurator(text: str) -> Any:
 
 
 def trainer_form(text: str, default: Any, strict: bool) -> str:
-    """Write a value so that the trainer's configurator finds the type of `default` in it.
-
-    Raises ValueError with what was wanted where the text can't be read as that type."""
+    """A value written so that the configurator finds the type of `default` in it; ValueError says what was wanted."""
     kind = type(default)
-    if kind in (bool, int, float):
+    if kind in WANTED:
         return number_form(text, kind)
     if not strict:
         return text
@@ -616,40 +543,28 @@ def trainer_form(text: str, default: Any, strict: bool) -> str:
 
 
 def number_form(text: str, kind: type) -> str:
-    if kind is bool:
-        word = text.strip().lower()
-        if word not in WORDS:
-            raise ValueError("true or false")
-        return str(WORDS[word])
-    number = read_number(text, kind)
-    if kind is float:
-        if math.isnan(number):
-            raise ValueError("a number")
-        return repr(float(number)).replace("inf", "1e999")  # the configurator reads a bare inf as a text
-    if number % 1 != 0:  # as it is not for nan and inf either
-        raise ValueError("a whole number")
-    return str(int(number))
+    with contextlib.suppress(KeyError, ValueError, OverflowError):
+        if kind is bool:
+            return WORDS[text.strip().lower()]
+        value = as_configurator(text)
+        number = kind(text) if value == text else value  # 007 and inf are no literals
+        is_number = type(number) in (int, float) and not math.isnan(number)
+        if is_number and (kind is float or number % 1 == 0):
+            return repr(kind(number)).replace("inf", "1e999")  # the configurator reads a bare inf as a text
+    raise ValueError(WANTED[kind])
 
 
 def python_words(text: str) -> str:
-    """true, false and null, alone or in a list or dict, as Python's; any other text as it is."""
-    words = JSON_WORD.sub(lambda match: match[1] or JSON_WORDS[match[2].lower()], text)
-    return text if isinstance(as_configurator(words), str) else words
+    """JSON that is no Python, for its true, false and null, as a Python literal; any other text as it is."""
+    if isinstance(as_configurator(text), str):
+        with contextlib.suppress(ValueError):
+            return repr(json.loads(text))
+    return text
 
 
 def quoted(value: Any) -> str:
     """A literal in which no `=` stands: the configurator splits at every one."""
     return repr(value).replace("=", "\\x3d")
-
-
-def read_number(text: str, kind: type = float) -> Union[int, float]:
-    """The number in a text, nan where there is none."""
-    for read in (kind, float, ast.literal_eval):
-        with contextlib.suppress(Exception):
-            value = read(text)
-            if isinstance(value, (int, float)) and not isinstance(value, bool):
-                return value if abs(value) < 10**300 else float(value)  # what a float can't hold is none
-    return math.nan
 
 
 def plain_value(form: str, strict: bool) -> Any:
@@ -664,8 +579,7 @@ def plain_value(form: str, strict: bool) -> Any:
 # Which experiments there are, under which names, and the command of each. Lists configs; knows no batch's directory and
 # no processes.
 
-# What people call settings elsewhere, where it isn't spelled alike.
-ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}
+ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}  # as others say
 NO_SEED = "its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
@@ -674,43 +588,33 @@ BRACES = re.compile(r"\{\{|\}\}|\{[\w:]*\}|[{}]")
 QUOTES = re.compile(r"""'[^']*'|"[^"]*\"""")
 
 
-def expand_configs(
-    patterns: Sequence[str], trainer: Script, say: Callable[[str], None], read: Callable[[str], Script]
-) -> list[str]:
-    """The config files that files and glob patterns name, in their order, each once; `say` gets what is left out."""
-    matches = [(path, path == pattern) for pattern in patterns for path in matches_of(pattern)]
-    programs = (os.path.realpath(__file__), os.path.realpath(trainer.path))
-    configs: dict[str, str] = {}  # by the file that it really is
-    left_out: list[str] = []
-    for path, is_named in matches:
+def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) -> list[str]:
+    """The config files that files and glob patterns name, in their order, each once; `notes` get what is left out."""
+    paths = [path for pattern in patterns for path in matches_of(pattern)]
+    named = set(patterns)
+    programs = (os.path.realpath(__file__), os.path.realpath(planner.script.path))
+    reasons = dict.fromkeys(programs, "not a config")  # by the file that it really is
+    configs, left_out = [], []
+    for path in paths:
         real = os.path.realpath(path)
-        is_module = os.path.basename(path) in ("configurator.py", "__init__.py")
-        reason = ""
-        if real in configs:
-            reason = f"the same as {configs[real]}"
-        elif is_module or real in programs or os.path.isdir(path):
-            reason = "not a config"
-        elif len(matches) > 1 and path.endswith(".py"):  # one name alone is meant; of an unquoted *.py there are many
-            reason = why_not_meant(read(path), trainer, is_named)
+        reason = reasons.get(real) or why_no_config(path, planner, path in named, len(paths) == 1)
         if reason:
-            left_out.append(f"{path} ({reason})")
-            say(f"left out, {reason}: {path}")
+            left_out.append(f"left out, {reason}: {path}")
         else:
-            configs[real] = os.path.join(".", path) if path.startswith("-") else path
+            configs.append(path)
+            reasons[real] = f"the same as {path}"
     if not configs:
-        why = f"; left out: {', '.join(left_out)}"
-        raise UsageError(f"no config is left of: {' '.join(patterns)}; name config files with --configs{why}")
-    return list(configs.values())
+        remedy = f'name files, as by --configs "config/*.py"; {"; ".join(left_out)}'
+        raise UsageError(f"no config is left of: {' '.join(patterns)}; {remedy}")
+    notes += left_out
+    return configs
 
 
 def matches_of(pattern: str) -> list[str]:
     """The paths that a pattern stands for; a name that looks like a pattern is itself where it exists."""
-    if os.path.isdir(pattern):
-        raise UsageError(f'config is a directory: {pattern}; name its files: "{os.path.join(pattern, "*.py")}"')
     matches = [pattern] if os.path.lexists(pattern) else sorted(glob.glob(pattern, recursive=True), key=natural)
     if not matches:
-        close = " or ".join(map(repr, near_paths(pattern)))
-        raise UsageError(f"no config matches: {pattern}" + (f"; did you mean {close}?" if close else ""))
+        raise UsageError(f"no config matches: {pattern}{did_you_mean(near_paths(pattern))}")
     return matches
 
 
@@ -719,38 +623,34 @@ def near_paths(path: str) -> list[str]:
     folder, name = os.path.split(path)
     if folder and not os.path.isdir(folder):
         return [os.path.join(each, name) for each in near_paths(folder)]
-    with contextlib.suppress(OSError):
-        return [os.path.join(folder, each) for each in nearest(name, os.listdir(folder or "."))]
-    return []
+    there = glob.glob(os.path.join(glob.escape(folder), "*"))
+    return [os.path.join(folder, each) for each in nearest(name, map(os.path.basename, there))]
 
 
-def why_not_meant(config: Script, trainer: Script, is_named: bool) -> str:
-    """Why a match of a pattern is left out by what it holds: nanoGPT's root has bench.py, sample.py, model.py."""
-    if config.strict:
+def why_no_config(path: str, planner: Planner, is_named: bool, is_alone: bool) -> str:
+    """Why a match of a pattern is left out: nanoGPT's root has bench.py, sample.py, model.py. One alone is meant."""
+    if os.path.isdir(path) or os.path.basename(path) in ("configurator.py", "__init__.py"):
+        return "not a config"
+    config, script = planner.read(path), planner.script
+    if config.strict and not is_alone:
         return "a script that uses configurator.py itself"
-    is_baseline = not config.settings and not config.imported
-    sets_some = config.settings.keys() & trainer.settings.keys()
-    is_meant = is_named or is_baseline or sets_some or not all_known(trainer, config)
-    return "" if is_meant else f"sets no setting of {trainer.path}"
+    names = config.settings.keys() | config.imported
+    is_meant = is_named or is_alone or not names or names & script.settings.keys()
+    return "" if is_meant or not all_known(script, config) else f"sets no setting of {script.path}"
 
 
 def suggestion(key: str, settings: Iterable[str]) -> str:
     """`; did you mean 'x'?` for an unknown key: one of the options, or of the trainer's settings."""
     known = [*sorted(vars(Options()).keys() - {"overrides", "trainer_args"}), *settings]
-    plain = key.replace("-", "_")
-    meant = plain if plain in known else ALIASES.get(plain)
-    return f"; did you mean {meant!r}?" if meant in known else did_you_mean(plain, known)
-
-
-# Sweeps
+    meant = ALIASES.get(key, key.replace("-", "_"))
+    return did_you_mean([meant] if meant in known else nearest(key, known))
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
     """The key and the values of KEY=V1,V2 or of K1,K2=V1:W1,V2:W2; raises ValueError."""
     key, _, listed = text.partition("=")
     values = split_values(listed)
-    names = key.split(",")
-    if "" in values or not all(re.fullmatch(r"[^\W\d][\w.-]*", name) for name in names):
+    if "" in values or not re.fullmatch(r"[^\W\d][\w.-]*(,[^\W\d][\w.-]*)*", key):
         raise ValueError(f"not of the form KEY=V1,V2,...: {text}")
     return key, values
 
@@ -763,24 +663,22 @@ def split_values(text: str, mark: str = ",") -> list[str]:
             parts[-1] += mark + piece
         else:
             parts.append(piece)
-    return [str(as_configurator(part)) if part.startswith(("'", '"')) else part for part in parts]
+    return [re.sub(r"(?s)^(['\"])(.*)\1$", r"\2", part) for part in parts]
 
 
 def is_open(text: str) -> bool:
     """Whether a bracket or a quote in a text waits for its other half."""
     bare = QUOTES.sub("", text)
-    opened = len(re.findall(r"[(\[{]", bare))
-    closed = len(re.findall(r"[)\]}]", bare))
-    return opened != closed or "'" in bare or '"' in bare
+    return len(re.findall(r"[(\[{'\"]", bare)) != len(re.findall(r"[)\]}]", bare))
 
 
 def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """The product of all sweeps, the last one fastest; one empty point without any."""
     keys = ",".join(sweep).split(",")
-    twice = Counter(keys) - Counter(set(keys))
-    if twice:
-        raise UsageError(f"--sweep: {next(iter(twice))} given twice; name each setting once")
-    axes = [[pair_values(key, value) for value in values] for key, values in sweep.items()]
+    most_given = max(keys, key=keys.count)
+    if keys.count(most_given) > 1:
+        raise UsageError(f"--sweep: {most_given} given twice; name each setting once")
+    axes = [[pair_values(key, text) for text in texts] for key, texts in sweep.items()]
     for parts in itertools.product(*axes):
         yield dict(zip(keys, itertools.chain.from_iterable(parts)))
 
@@ -813,38 +711,27 @@ def plan_digest(experiments: Iterable[Experiment]) -> str:
     return sha256(json.dumps([(each.name, each.config, each.overrides) for each in experiments]).encode())
 
 
-# Names
-
-
 def config_names(paths: Sequence[str]) -> list[str]:
-    """A telling name per config: its stem, with as many of its directories as it takes to tell it from others."""
-    parts = [os.path.splitext(path)[0].split(os.sep) for path in paths]
-    names = [""] * len(paths)
-    for depth in range(max(map(len, parts), default=0), 0, -1):
-        shorter = [clean_name("__".join(part[-depth:])) for part in parts]
-        times = Counter(name.casefold() for name in shorter)
-        for place, name in enumerate(shorter):
-            if times[name.casefold()] == 1 or not names[place]:
-                names[place] = name
-    return names
+    """A telling name per config: its stem; where several have one stem, behind the directories in which they differ."""
+    stems = [os.path.splitext(os.path.abspath(path))[0] for path in paths]
+    folders: defaultdict[str, list[str]] = defaultdict(list)
+    for stem in stems:
+        folders[os.path.basename(stem).casefold()].append(os.path.dirname(stem))
+    shared = {name: os.path.commonpath(which) for name, which in folders.items()}
+    own_parts = [os.path.relpath(stem, shared[os.path.basename(stem).casefold()]) for stem in stems]
+    return [clean_name(part.replace(os.sep, "__")) for part in own_parts]
 
 
 def unique(names: Iterable[str]) -> list[str]:
     """The same names, the second of two equal ones numbered (also equal where case doesn't count)."""
-    taken: set[str] = set()
-    numbers: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(2))
-    done = []
+    taken: dict[str, str] = {}
     for name in names:
-        candidate = name
+        candidate, number = name, 1
         while candidate.casefold() in taken:
-            ending = f"_{next(numbers[name])}"
-            candidate = name[: 200 - len(ending)] + ending
-        taken.add(candidate.casefold())
-        done.append(candidate)
-    return done
-
-
-# Experiments
+            number += 1
+            candidate = name[: 199 - len(str(number))] + f"_{number}"
+        taken[candidate.casefold()] = candidate
+    return list(taken.values())
 
 
 class Planner:
@@ -871,12 +758,13 @@ class Planner:
         """Every config at every point of the sweep, in that order; raises UsageError, as `experiment` does."""
         points = list(sweep_points(options.sweep))
         endings = ["".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items()) for point in points]
-        pairs = itertools.product(config_names(configs) or ["run"], endings)
-        names = unique(clean_name(stem + ending) for stem, ending in pairs)
+        stems = config_names(configs) or ["run"]
+        names = unique(clean_name(stem + ending) for stem, ending in itertools.product(stems, endings))
+        needs_run_name = options.sweep and "wandb_run_name" in self.script.settings
         experiments = []
         for name, (config, point) in zip(names, itertools.product(configs or [""], points)):
             overrides = {**options.overrides, **point}
-            if point and "wandb_run_name" in self.script.settings:
+            if needs_run_name:
                 overrides.setdefault("wandb_run_name", name)
             experiments.append(self.experiment(name, config, overrides, point))
         return experiments
@@ -890,14 +778,14 @@ class Planner:
     def experiment(
         self, name: str, config: str, overrides: Mapping[str, str], point: Mapping[str, str] = {}, source: str = ""
     ) -> Experiment:
-        """An experiment of a config, read from `source` where there is one: the config's frozen copy.
-
-        Raises UsageError for an override that the trainer would die of."""
+        """Of a config, or its frozen copy `source`; raises UsageError for an override that the trainer would die of."""
         if "=" in config and not self.script.free:
             raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
         found = self.read(source or config)
         made = Experiment(name, config, dict(overrides), dict(point), source=source)
-        made.settings = effective_settings(self.script, found)
+        # Defaults below what the config sets; it may set any of them, or import some.
+        untold = self.script.settings if found.opaque else found.imported & self.script.settings.keys()
+        made.settings = {**self.script.settings, **dict.fromkeys(untold, UNKNOWN), **found.settings}
         if found.problem:
             made.problem = f"config can't be used: {found.problem}"
         for key, text in overrides.items():
@@ -913,9 +801,8 @@ class Planner:
     def check_key(self, key: str, made: Experiment, found: Script) -> None:
         """Raises UsageError for a key that the trainer doesn't know."""
         script = self.script
-        is_name = script.free or key.isidentifier()
         is_known = key in made.settings or key in script.imported or not all_known(script, found)
-        if is_name and is_known:
+        if is_known and (script.free or key.isidentifier()):
             return
         remedy = f"; {NO_SEED}" if key == "seed" else suggestion(key, made.settings)
         raise UsageError(f"unknown setting '{key}' of {script.path} with {made.config}{remedy}")
@@ -925,8 +812,9 @@ class Planner:
         if self.script.free:
             return text, plain_value(text, False)
         # A config hardly ever changes the type that a setting has in the script.
-        examples = (default, self.script.settings.get(key, UNKNOWN), USUAL.get(key, UNKNOWN))
-        example = next((each for each in examples if each is not UNKNOWN), UNKNOWN)
+        for example in (default, self.script.settings.get(key, UNKNOWN), USUAL.get(key, UNKNOWN)):
+            if example is not UNKNOWN:
+                break
         form = trainer_form(text, example, self.script.strict)
         return form, plain_value(form, self.script.strict)
 
@@ -946,59 +834,35 @@ def differing(experiments: Sequence[Experiment]) -> list[str]:
     return [key for key, texts in values.items() if len(texts) > 1 and key not in INVENTED]
 
 
-# Commands
-
-
-def template_words(template: str, names: Mapping[str, Union[str, list[str]]], what: str) -> list[str]:
-    """A command split as a shell would, {name}, {dir}, … filled in; a list takes the place of a whole word.
-
-    `what` names the template in messages; raises UsageError for a brace that means nothing."""
-    values = {"{{": "{", "}}": "}", **{f"{{{name}}}": value for name, value in names.items()}}
-
-    def fill(match: re.Match[str]) -> str:
-        value = values.get(match[0])
-        if isinstance(value, list):
-            raise UsageError(f"{what} holds {match[0]} within a word: {template}; make it a word of its own")
-        if value is None:
-            raise UsageError(f"{what} holds {match[0]}: {template}; it knows {', '.join(values)}")
-        return value
-
+def template_words(what: str, template: str, names: dict[str, str], lists: Mapping[str, list[str]] = {}) -> list[str]:
+    """A command split as a shell would, {name}, {dir}, … filled in; one of `lists` takes the place of a whole word."""
+    texts = {"{{": "{", "}}": "}", **{f"{{{name}}}": text for name, text in names.items()}}
+    words: list[str] = []
     try:
-        words = shlex.split(template)
-    except ValueError as error:
-        raise UsageError(f"{what} can't be split: {template}: {error}") from None
-    filled: list[str] = []
-    for word in words:
-        whole = values.get(word)
-        filled += whole if isinstance(whole, list) else [BRACES.sub(fill, word)]
-    return filled
-
-
-def launcher_words(launcher: str, names: Mapping[str, str]) -> list[str]:
-    """What stands before the training script."""
-    return template_words(launcher, names, "launcher") or [sys.executable]
+        for word in shlex.split(template):
+            words += lists[word] if word in lists else [BRACES.sub(lambda match: texts[match[0]], word)]
+    except (ValueError, KeyError) as error:
+        known = f"it knows {', '.join([*texts, *lists])}; what stands for several is a word of its own"
+        raise UsageError(f"{what} can't be split and filled in: {template}: {error}; {known}") from None
+    return words
 
 
 def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]:
     """What a template may hold."""
-    config = experiment.launched_config or experiment.config
-    device = slot.device or ""
-    return {"name": experiment.name, "dir": folder, "device": device, "slot": str(slot.number), "config": config}
+    names = {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
+    return {**names, "config": experiment.launched_config or experiment.config}
 
 
 def build_command(
     options: Options, experiment: Experiment, folder: str, slot: Slot, continuing: Sequence[str] = ()
 ) -> list[str]:
-    """The command of an attempt; `continuing` is what one that continues gets besides."""
-    names = names_for(experiment, folder, slot)
-    # What is given for continuing takes the place of the experiment's own, --init_from=scratch say.
-    replaced = {word.partition("=")[0] for word in continuing}
-    arguments = [word for word in experiment.arguments if word.partition("=")[0] not in replaced]
+    """The command of an attempt; one that continues gets `continuing` besides, which wins as the last."""
+    names, arguments = names_for(experiment, folder, slot), experiment.arguments
     if options.command:
-        hydra = [word[2:] for word in arguments]  # without the dashes
-        several = {"overrides": arguments, "overrides:hydra": hydra}
-        return [*template_words(options.command, {**names, **several}, "--command"), *continuing]
-    command = [*launcher_words(options.launcher, names), options.train_script, names["config"], f"--out_dir={folder}"]
+        lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
+        return [*template_words("--command", options.command, names, lists), *continuing]
+    launcher = template_words("--launcher", options.launcher, names) or [sys.executable]
+    command = [*launcher, options.train_script, names["config"], f"--out_dir={folder}"]
     return [*command, *arguments, *continuing, *options.trainer_args]
 
 
@@ -1008,39 +872,35 @@ def continuing_words(
     """What an attempt that continues from a checkpoint gets besides; None where the trainer can't continue."""
     if options.continue_with is not None:
         names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
-        return template_words(options.continue_with, names, "--continue_with")
+        return template_words("--continue_with", options.continue_with, names)
     can_resume = not options.command and "init_from" in experiment.settings
     return ["--init_from=resume"] if can_resume else None
 
 
 def check_template(options: Options) -> None:
-    """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something.
-
-    To be called before a training script that wasn't named is looked for."""
+    """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something."""
     nothing, slot = Experiment("", "", {}), Slot(0)
     continuing_words(options, nothing, "", slot, "")
     if not build_command(options, nothing, "", slot):
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
-    for name in ("launcher", "train_script"):
-        if getattr(options, name) != getattr(Options(), name):
-            raise UsageError(f"--{name}: not allowed with --command, which is the whole command")
-    if options.trainer_args:
-        raise UsageError(f"words after --: {shell_line(options.trainer_args)}; write them into the --command")
-    taken = [
-        ("{config", "--configs", options.configs),
-        ("{device", "--devices", options.devices),
-        ("{overrides", "--" + next(iter(options.overrides), ""), options.overrides),
-        ("{overrides", "--sweep", options.sweep),
+    nowhere = "place for it"  # which no command holds
+    placed = [  # what is given, where it must stand, whether what stands there must be given
+        ("--launcher", options.launcher, nowhere, False),
+        ("--train_script", options.train_script != Options().train_script, nowhere, False),
+        (shell_line(["--", *options.trainer_args]), options.trainer_args, nowhere, False),
+        ("--configs", options.configs, "{config}", options.resume is None),
+        ("--devices", options.devices, "{device}", True),
+        ("--" + next(iter(options.overrides), ""), options.overrides, "{overrides}", False),
+        ("--sweep", options.sweep, "{overrides}", False),
     ]
-    for brace, name, given in taken:
-        if given and brace not in options.command:
-            raise UsageError(f"--command holds no {brace}}}: {options.command}; {name} would be dropped")
-    if "{config}" in options.command and not options.configs and options.resume is None:
-        raise UsageError(f"no configs for the {{config}} of --command: {options.command}; name them with --configs")
-    if "{device}" in options.command and not options.devices:
-        raise UsageError(f"--command holds {{device}}: {options.command}; name the --devices")
+    for name, given, place, is_needed in placed:
+        is_placed = place.rstrip("}") in options.command  # {overrides:hydra} will do
+        if given and not is_placed:
+            raise UsageError(f"--command holds no {place}: {options.command}; {name} would be dropped")
+        if is_placed and is_needed and not given:
+            raise UsageError(f"--command holds {place}: {options.command}; name the {name}")
 
 
 # -------------------------------------------------------------------------------------------------- output
@@ -3360,7 +3220,7 @@ def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
 def notes_of(row: Row) -> list[str]:
     """The lines under a row."""
     is_mute = row["status"] is Status.RUNNING and not row["progress"]
-    last_line = show_value(row["last_line"], 70) if is_mute else ""
+    last_line = shorten(row["last_line"], 70) if is_mute else ""
     notes = [("error", error_of(row)), ("hint", row["hint"]), ("prints", last_line)]
     notes += [("warning", text) for text in row["warnings"]]
     return [f"    {label}: {clean(text)}" for label, text in notes if text]
@@ -5719,9 +5579,7 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
 def plan_new(job: Job) -> list[Experiment]:
     """Plan all that is asked for, and take this shard of it. Returns the whole plan."""
     options, planner = job.options, job.planner
-    configs = []
-    if options.configs:
-        configs = expand_configs(options.configs, planner.script, job.notes.append, planner.read)
+    configs = expand_configs(options.configs, planner, job.notes) if options.configs else []
     whole = planner.plan(options, configs)
     job.plan = take_shard(whole, options.shard or "1/1")
     job.to_run = [each.name for each in job.plan]

@@ -48,7 +48,7 @@ class NameTest(HostileCase):
                 self.assertEqual(os.path.basename(os.fsdecode(self.log(name))), os.path.basename(path))
         self.assertFalse((self.dir / "pwned").exists())
         self.assert_plain(done.stdout, done.stderr)
-        self.assertIn("new\\x0aline.py'", done.stdout)
+        self.assertIn("new\\nline.py'", done.stdout)
         for line in self.master_log().splitlines():
             self.assertRegex(line, r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", "an event of more than one line")
         self.check_views()

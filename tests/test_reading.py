@@ -31,7 +31,7 @@ class PlanCase(unittest.TestCase):
 
     def script(self, source: str = TRAINER) -> runner.Script:
         self.write({"train_run.py": source})
-        return runner.read_script("train_run.py", "")
+        return runner.read_trainer(runner.Options())
 
     def planner(self, source: str = TRAINER, **configs: str) -> runner.Planner:
         self.write({f"{name}.py": text for name, text in configs.items()})
@@ -113,9 +113,9 @@ class ReadingTest(PlanCase):
         for script, configurator, uses_file in table:
             with self.subTest(script=script, configurator=configurator):
                 self.write({"lib/train.py": script, "lib/configurator.py": configurator})
-                self.assertEqual(runner.read_script("lib/train.py", "").uses_file, uses_file)
+                self.assertEqual(runner.read_trainer(runner.Options(train_script="lib/train.py")).uses_file, uses_file)
         self.write({"configurator.py": "__file__", "lib/configurator.py": ""})
-        self.assertTrue(runner.read_script("lib/train.py", "").uses_file)
+        self.assertTrue(runner.read_trainer(runner.Options(train_script="lib/train.py")).uses_file)
         self.assertTrue(self.reading("path = __file__").uses_file)
 
     def test_comments_and_layout_are_no_change_of_the_code(self) -> None:
@@ -157,16 +157,15 @@ class FormTest(unittest.TestCase):
     def test_the_words_of_json_become_pythons(self) -> None:
         table: list[tuple[Any, str, str]] = [
             (UNKNOWN, "true", "True"),
-            (UNKNOWN, "FALSE", "False"),
             (UNKNOWN, "1", "1"),
             (UNKNOWN, "yes", "yes"),
             (UNKNOWN, "null", "None"),
-            (UNKNOWN, '[{"a": true, "b": null}]', '[{"a": True, "b": None}]'),
+            (UNKNOWN, '[{"a": true, "b": null}]', "[{'a': True, 'b': None}]"),
             (UNKNOWN, "[truer, true]", "[truer, true]"),
-            ([1], '[{"a": true, "b": null}]', '[{"a": True, "b": None}]'),
-            ([1], '["true", false]', '["true", False]'),
+            ([1], '[{"a": true, "b": null}]', "[{'a': True, 'b': None}]"),
+            ([1], '["true", false]', "['true', False]"),
             ([1], '["a=b", null]', "['a\\x3db', None]"),
-            ({"a": 1}, '{"null": null}', '{"null": None}'),
+            ({"a": 1}, '{"null": null}', "{'null': None}"),
             ("x", "[true]", "[true]"),
         ]
         for default, text, form in table:

@@ -30,7 +30,7 @@ def read(source: Union[str, bytes]) -> tuple[dict[str, Any], bool]:
 
 
 def read_file(path: Union[str, Path]) -> tuple[dict[str, Any], bool]:
-    found = runner.read_code(str(path), runner.read_source(str(path)))
+    found = runner.read_code(str(path), Path(path).read_bytes())
     return found.settings, found.strict
 
 
@@ -264,11 +264,15 @@ class ReadSettingsTest(unittest.TestCase):
             with self.subTest(source=source), self.assertRaisesRegex(ValueError, rf"\A.*script\.py.*{said}.*\Z"):
                 read(source)
 
-    def test_what_can_not_be_read_raises_oserror(self) -> None:
-        with self.assertRaises(FileNotFoundError):
-            read_file("nowhere.py")
-        with self.assertRaises((OSError, ValueError)):
-            read_file(os.curdir)
+    def test_source_nested_beyond_reason_is_told_or_unknown_but_never_a_crash(self) -> None:
+        for source in ("a = " + "(" * 5000, "a = " + "-" * 50000 + "1", "a = " + "+".join("1" * 20000)):
+            with self.subTest(source=source[:10]), contextlib.suppress(ValueError):
+                self.assertIs(read(source)[0]["a"], UNKNOWN)
+
+    def test_what_can_not_be_read_is_a_problem(self) -> None:
+        for path in ("nowhere.py", os.curdir, os.devnull):
+            with self.subTest(path=path):
+                self.assertIsNotNone(runner.read_config(path, runner.Script("")).problem)
 
     def test_the_stand_in_trainer_is_read_as_it_runs(self) -> None:
         """Each setting of the real script, by its own globals at the moment the configurator takes over."""
