@@ -2220,21 +2220,24 @@ class Exit:
     max_rss_bytes: int
 
 
+def about(pid: int, what: str) -> bytes:
+    """A file that /proc has of a process; empty where that has gone, or where there is no /proc."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{what}", "rb") as file:
+        return file.read()
+    return b""
+
+
 def process_info(pid: int) -> Optional[ProcessInfo]:
-    """What /proc tells of a process; None where it has gone, or where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            words = file.read().rpartition(b")")[2].decode().split()
-        return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19])
-    except (OSError, IndexError, ValueError):
-        return None
+    words = about(pid, "stat").rpartition(b")")[2].decode().split()
+    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]) if words else None
 
 
 def processes() -> list[ProcessInfo]:
     """All of this machine; none where there is no /proc."""
-    names: list[str] = []
-    with contextlib.suppress(OSError):
+    try:
         names = os.listdir("/proc")
+    except OSError:
+        return []
     found = [process_info(int(name)) for name in names if name.isdigit()]
     return [each for each in found if each]
 
@@ -2252,28 +2255,18 @@ def started_at(pid: int) -> Optional[str]:
 
 def command_line(pid: int) -> str:
     """What a process was started as, for people; empty where that can't be read."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(4096).split(b"\0")
-    except OSError:
-        return ""
+    words = about(pid, "cmdline")[:4096].split(b"\0")
     return clean(b" ".join(words).decode(errors="replace").strip())
 
 
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler of its own for a signal; False where that can't be known."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            caught = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)", file.read())
-    except OSError:
-        return False
+    caught = re.search(rb"(?m)^SigCgt:\s*([0-9a-f]+)", about(pid, "status"))
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
 
 
 def has_mark(pid: int, mark: bytes) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-        return mark in file.read().split(b"\0")
-    return False
+    return mark in about(pid, "environ").split(b"\0")
 
 
 class Group:
@@ -2319,7 +2312,7 @@ class Group:
     def remember_strays(self) -> None:
         """Find them while their parents live: later nothing tells whose they are."""
         known = processes()
-        family = {self.leader}
+        family: set[int] = set()
         found = {each.pid for each in known if self.owns(each)}
         while not found <= family:  # one more generation
             family |= found
@@ -2338,8 +2331,7 @@ class Group:
 
         They are stopped first: between a look at them and KILL, one could start another or leave the group."""
         self.signal(signal.SIGSTOP)
-        self.remember_strays()
-        stopped: dict[int, str] = {}
+        stopped: Optional[dict[int, str]] = None
         while self.strays != stopped:
             stopped = dict(self.strays)
             self.signal_strays(signal.SIGSTOP)
@@ -2355,13 +2347,15 @@ class Group:
 
 @dataclass
 class StopRules:
-    """How a training is asked to end."""
+    """When a training is asked to end, and how."""
 
     signal: str = "auto"  # a name without SIG, or auto
     grace: float = GRACE  # seconds
     launcher: tuple[str, ...] = ()  # the words that stand before the training script, if it isn't Python itself
     folder: str = ""  # where the training writes its checkpoints
     checkpoints: str = ""  # the pattern of their names
+    timeout: Optional[float] = None  # seconds that it may take
+    stall: Optional[float] = None  # seconds that it may print nothing
 
     def choose(self, group: Group) -> int:
         """The first signal. A person's Ctrl+C is INT, and Python cleans up on it; TERM cleans up only where a program
@@ -2430,25 +2424,22 @@ class Ending:
         return changed[0] if changed else None
 
     def send_next(self, now: float) -> str:
+        last = signal_name(self.sent[-1]) if self.sent else ""
         if not self.sent:
+            number, said = self.rules.choose(self.group), ""
             patience = KILL_GAP if self.hurried else max(KILL_GAP, self.rules.grace)
-            self.send(self.rules.choose(self.group), patience, now)
-            return ""
-        last = signal_name(self.sent[-1])
-        if signal.SIGTERM not in self.sent:
-            self.send(signal.SIGTERM, TERM_GAP, now)
-            return f"did not end on {last}, gets SIGTERM"
-        self.send(signal.SIGKILL, GIVE_UP, now)
-        return f"did not end on {last}, killed"
-
-    def send(self, number: int, patience: float, now: float) -> None:
+        elif signal.SIGTERM not in self.sent:
+            number, patience, said = signal.SIGTERM, TERM_GAP, f"did not end on {last}, gets SIGTERM"
+        else:
+            number, patience, said = signal.SIGKILL, GIVE_UP, f"did not end on {last}, killed"
         if number == signal.SIGKILL:
             self.group.kill()
         else:
             self.group.signal(number)
         self.sent.append(number)
         self.sent_at, self.deadline = now, now + patience
-        self.look = {}  # what was saved in the meantime is not being written
+        self.look = {}  # what has been saved meanwhile is not being written
+        return said
 
     def hurry(self, now: float) -> None:
         """The next signal as soon as may be, whatever is being written."""
@@ -2527,24 +2518,17 @@ class Tee(threading.Thread):
     It is started before the training's directory is touched and waits for `begin`, so that a shortage of threads
     costs nothing. Nothing is queued: a slow disk slows the training, and never fills the memory."""
 
-    # Given with `begin`:
-    log: Log
-    combined: Log
-    read: Callable[[bytes], bool]  # takes whole lines; returns whether they hold news
-    follow: Optional[Callable[[bytes], None]]
-
     def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
         """`wake` is at its end once the group is gone: only what the pipe holds then is still read."""
         super().__init__(name=f"tee {stream}", daemon=True)
         self.stream, self.source, self.wake, self.post = stream, source, wake, post
-        self.begun = threading.Event()
-        self.is_wanted = False
+        self.begun: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is a training
         self.label = stream.upper()
         self.rest = b""  # the unfinished line
         self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
         self.announced = False  # the loop has been told of news, and has not taken them yet
         self.failed: set[str] = set()  # the logs of which it was told
-        self.left: Optional[int] = None  # so many bytes are still read, once the group is gone
+        self.left = math.inf  # bytes that are still to be read; known once the group is gone
         self.buffer = memoryview(bytearray(BLOCK))  # used again: new ones of this size tear the heap to pieces
         self.quiet_since = math.inf  # when it began to wait for output; infinite while it has some in hand
         self.poll = select.poll()
@@ -2555,21 +2539,19 @@ class Tee(threading.Thread):
         self, log: Log, combined: Log, read: Callable[[bytes], bool], follow: Optional[Callable[[bytes], None]]
     ) -> None:
         self.log, self.combined, self.read, self.follow = log, combined, read, follow
-        self.is_wanted = True
-        self.begun.set()
+        self.begun.put(True)
 
     def dismiss(self) -> None:
         """There is no training: end the thread."""
-        self.begun.set()
+        self.begun.put(False)
         self.join()
 
     def run(self) -> None:
-        self.begun.wait()
-        if not self.is_wanted:
+        if not self.begun.get():
             return
         while block := self.next_block():
             self.take(block)
-        is_left_open = self.left == 0 and not self.is_at_end()
+        is_at_end = bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)  # nobody holds its other end
         if self.rest:
             self.take(b"\n", is_end=True)
         os.close(self.source)
@@ -2577,40 +2559,31 @@ class Tee(threading.Thread):
             if log.leave():
                 self.finish(log)
         self.quiet_since = time.monotonic()
-        self.post(lambda process: process.on_end(self.stream, is_left_open))
+        self.post(lambda process: process.on_end(self.stream, is_at_end))
 
     def next_block(self) -> bytes:
         """Some bytes of the stream; none at its end, or when all is read that a group has left."""
-        if self.left is None:
-            self.wait_for_output()
-        room = BLOCK if self.left is None else min(BLOCK, self.left)
+        if self.left == math.inf:
+            self.quiet_since = time.monotonic()
+            ready = dict(self.poll.poll())
+            self.quiet_since = math.inf
+            if self.wake in ready:
+                waiting = fcntl.ioctl(self.source, termios.FIONREAD, bytes(4))
+                self.left = int.from_bytes(waiting, sys.byteorder)
+        room = int(min(BLOCK, self.left))
         size = os.readv(self.source, [self.buffer[:room]]) if room else 0
-        if self.left is not None:
-            self.left -= size
+        self.left -= size
         return bytes(self.buffer[:size])
-
-    def wait_for_output(self) -> None:
-        """Until there is some, or the stream is at its end, or the group is gone."""
-        self.quiet_since = time.monotonic()
-        ready = dict(self.poll.poll())
-        self.quiet_since = math.inf
-        if self.wake in ready:
-            size = fcntl.ioctl(self.source, termios.FIONREAD, bytes(4))
-            self.left = int.from_bytes(size, sys.byteorder)
-
-    def is_at_end(self) -> bool:
-        """Whether nobody holds the other end of the pipe any more."""
-        return bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)
 
     def take(self, block: bytes, is_end: bool = False) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
             if not is_end:
-                self.write(self.log, [block])
+                self.tell(self.log, self.log.write([block]))
             self.take_lines(block)
         except Exception as error:
             self.rest = b""
-            self.fail(self.combined, f"{type(error).__name__}: {error}")
+            self.tell(self.combined, f"{type(error).__name__}: {error}")
 
     def take_lines(self, block: bytes) -> None:
         """Hand on the lines that have come to their end; the rest is kept until there is more."""
@@ -2629,30 +2602,25 @@ class Tee(threading.Thread):
         lines = self.rest + block[:end]
         self.rest = block[end:]
         mark = stamp(self.label)
-        self.write(self.combined, [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"])
+        stamped = [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"]
+        self.tell(self.combined, self.combined.write(stamped))
         if self.follow:
             self.follow(lines)
         if self.read(lines) and not self.announced:
-            self.announced = True  # one message waits at a time, however fast the training prints
-            self.post(lambda process: process.on_news())
-
-    def write(self, log: Log, parts: Sequence[bytes]) -> None:
-        problem = log.write(parts)
-        if problem:
-            self.fail(log, problem)
+            self.announced = True  # the loop is woken once until it takes them, however fast the training prints
+            self.post(lambda process: None)
 
     def finish(self, log: Log) -> None:
         try:
             if log.put_back():
                 self.post(lambda process: process.remark(f"{log.name} had been deleted, and was put back"))
         except OSError as error:
-            self.fail(log, f"it was deleted or replaced, and can't be put back: {error.strerror}")
-        problem = log.close()
-        if problem:
-            self.fail(log, problem)
+            self.tell(log, f"it was deleted or replaced, and can't be put back: {error.strerror}")
+        self.tell(log, log.close())
 
-    def fail(self, log: Log, problem: str) -> None:
-        if log.name not in self.failed:
+    def tell(self, log: Log, problem: str) -> None:
+        """What went wrong with a log, if it did, the first time."""
+        if problem and log.name not in self.failed:
             self.failed.add(log.name)
             self.post(lambda process: process.on_log_failure(log.name, problem))
 
@@ -2686,13 +2654,9 @@ class Launch:
 
     def start(self, command: Sequence[str], environment: Mapping[str, str]) -> Group:
         """Start the training; raises OSError where it can't be."""
+        out, err = self.sinks
         process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self.sinks[0],
-            stderr=self.sinks[1],
-            env=environment,
-            start_new_session=True,
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
         )
         process.returncode = 0  # it is reaped by its Group, never by Popen
         for sink in self.sinks:
@@ -2713,7 +2677,7 @@ class Launch:
         os.close(self.wake[1])
 
     def close(self) -> None:
-        """Both streams have ended."""
+        """Both streams have ended; a Tee that hangs in a write still has use for the pipe."""
         os.close(self.wake[0])
 
 
@@ -2727,22 +2691,14 @@ class Phase(enum.Enum):
     OVER = "over"
 
 
-@dataclass
-class Limits:
-    """How long an attempt may take; None: as long as it likes."""
-
-    timeout: Optional[float] = None  # seconds
-    stall: Optional[float] = None  # seconds without output
-
-
 class Process:
     """A training from its launch to the end of its streams. All of it is the loop's, no thread's.
 
     RUNNING -> STOPPING -> LINGERING -> DRAINING -> OVER; `enter` is the one place in which the phase changes. Each
     phase has one deadline; `step` does what is due."""
 
-    def __init__(self, group: Group, launch: Launch, limits: Limits, rules: StopRules, now: float) -> None:
-        self.group, self.launch, self.limits, self.rules = group, launch, limits, rules
+    def __init__(self, group: Group, launch: Launch, rules: StopRules, now: float) -> None:
+        self.group, self.launch, self.rules = group, launch, rules
         self.phase = Phase.RUNNING
         self.began = self.ended_at = now
         self.clock = now  # from when the timeout counts
@@ -2757,7 +2713,6 @@ class Process:
         self.is_hurried = False
         self.failed_logs: dict[str, str] = {}  # log -> what went wrong first
         self.is_left_open = False  # a process outside the group holds a stream
-        self.has_news = False
         self.remarks: list[str] = []  # to be said
         self.warnings: list[str] = []  # to be kept with the result
         self.deadline, _ = self.next_limit(now)
@@ -2767,17 +2722,14 @@ class Process:
 
     # ---- what its Tees have to tell
 
-    def on_news(self) -> None:
-        self.has_news = True
-
     def on_log_failure(self, log: str, text: str) -> None:
         if log not in self.failed_logs:
             self.failed_logs[log] = text
             self.remark(f"{log} is incomplete: {text}")
 
-    def on_end(self, stream: str, is_left_open: bool) -> None:
+    def on_end(self, stream: str, is_at_end: bool) -> None:
         self.open.discard(stream)
-        if is_left_open and not self.is_left_open:
+        if not is_at_end and not self.is_left_open:
             self.is_left_open = True
             self.remarks.append("a process outside its group still holds its output, left alone")
 
@@ -2830,18 +2782,15 @@ class Process:
             return min(self.deadline, time.monotonic() + POLL)
         return self.deadline
 
-    def close(self) -> None:
-        """Give back what is left of it; a thread that hangs in a write still has the pipe in its hands."""
-        if not self.is_stuck:
-            self.launch.close()
-
     # ---- the way to the end
 
     def step(self, now: float) -> None:
         """Do what is due, through as many phases as have passed."""
         self.note_exit(now)
         if self.phase is Phase.RUNNING and now >= self.deadline:
-            self.step_running(now)
+            self.deadline, reason = self.next_limit(now)  # output has moved it, perhaps
+            if now >= self.deadline:
+                self.stop(reason, now)
         if self.phase is Phase.STOPPING:
             self.step_ending(now)
         if self.phase is Phase.LINGERING:
@@ -2856,15 +2805,10 @@ class Process:
             # After a stop the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save.
             self.enter(Phase.LINGERING, self.ending.deadline if self.ending else now + LINGER)
 
-    def step_running(self, now: float) -> None:
-        self.deadline, reason = self.next_limit(now)  # output has moved it, perhaps
-        if now >= self.deadline:
-            self.stop(reason, now)
-
     def next_limit(self, now: float) -> tuple[float, str]:
         """When it is to be stopped, and why."""
         ends = [(math.inf, "")]
-        timeout, stall = self.limits.timeout, self.limits.stall
+        timeout, stall = self.rules.timeout, self.rules.stall
         if timeout is not None and not self.is_queued:
             ends.append((self.clock + timeout, f"not done after {show_duration(timeout)} (--timeout)"))
         if stall is not None and not self.is_queued:
@@ -2930,7 +2874,7 @@ class Guardian:
             self.pid = os.fork()
             taken.pop_all()
         if self.pid == 0:
-            run_guardian(source, self.token, rules)
+            run_guardian(source, f"{MARK}={self.token}:", rules)
         os.close(source)
         os.set_blocking(self.pipe, False)
 
@@ -2986,13 +2930,13 @@ class OrphanedGroup(Group):
         self.signal_strays(number)
 
 
-def run_guardian(pipe: int, token: str, rules: StopRules) -> NoReturn:
+def run_guardian(pipe: int, mark: str, rules: StopRules) -> NoReturn:
     """The guardian from its first step to its last; never returns to what the runner was doing."""
     try:
         detach(pipe)
         wards, launches = read_wards(pipe)
-        endings = begin_endings(wards, token, rules)
-        end_all(endings, lambda: find_untold(mark_of(token, launches + 1), rules))
+        endings = begin_endings(wards, mark, rules)
+        end_all(endings, lambda: find_untold(f"{mark}{launches + 1}".encode(), rules))
     finally:
         os._exit(0)
 
@@ -3028,15 +2972,11 @@ def read_wards(pipe: int) -> tuple[dict[int, list[str]], int]:
     return wards, launches
 
 
-def mark_of(token: str, launch: Union[int, str]) -> bytes:
-    return f"{MARK}={token}:{launch}".encode()
-
-
-def begin_endings(wards: Mapping[int, Sequence[str]], token: str, rules: StopRules) -> list[Ending]:
+def begin_endings(wards: Mapping[int, Sequence[str]], mark: str, rules: StopRules) -> list[Ending]:
     """Ask each group to end of which anything still runs."""
     endings = []
     for leader, (started, launch, folder) in wards.items():
-        group = OrphanedGroup(leader, mark_of(token, launch))
+        group = OrphanedGroup(leader, f"{mark}{launch}".encode())
         is_another = group.started is not None and started not in ("?", group.started)
         if group.members() and not is_another:
             endings.append(Ending(group, replace(rules, folder=folder), time.monotonic()))
@@ -4759,7 +4699,10 @@ class Batch:
         if self.options.command and os.path.basename(launcher[0]).startswith("python"):
             launcher = ()
         place = os.path.abspath(folder) if folder else ""
-        return StopRules(self.options.stop_signal, self.options.grace, launcher, place, self.options.checkpoints)
+        options = self.options
+        return StopRules(
+            options.stop_signal, options.grace, launcher, place, options.checkpoints, options.timeout, options.stall
+        )
 
     def catch_signals(self) -> None:
         """Have signals come as events, through a pipe that Python's own C handler writes and a thread reads.
@@ -4944,8 +4887,7 @@ class Batch:
         for number, attempt in list(self.running.items()):
             process = attempt.process
             process.step(time.monotonic())
-            if process.has_news:
-                process.has_news = False
+            if any(tee.announced for tee in attempt.tees):
                 self.take_news(attempt)
             for text in process.remarks:
                 self.say(f"{attempt.planned.name}: {text}")
@@ -5183,8 +5125,7 @@ class Batch:
             self.guardian.tell_started(group, folder)
         if up.how is How.CONTINUES:
             mark_attempt(logs["combined"], f"attempt {result.attempts} {up}")
-        limits = Limits(self.options.timeout, self.options.stall)
-        process = Process(group, launch, limits, rules, time.monotonic())
+        process = Process(group, launch, rules, time.monotonic())
         for tee in launch.tees:
             tee.begin(logs[tee.stream], logs["combined"], readers[tee.stream].read, self.follower(experiment))
         metadata.update(pid=group.leader, pid_started=group.started)
@@ -5317,13 +5258,12 @@ class Batch:
         process, result = attempt.process, attempt.result
         if self.guardian:
             self.guardian.tell_ended(process.group)
-        process.close()
         if not process.is_stuck:
+            process.launch.close()
             self.free.append(attempt.slot)
             self.free.sort(key=lambda slot: slot.number)
         elif not self.free and not self.running:
             self.stop_launching("no slot is left: what ran in them can't be killed")
-        process.has_news = False
         self.take_news(attempt)
         self.conclude(attempt)
         self.put_back_files(attempt)

@@ -10,11 +10,12 @@ import subprocess
 import tempfile
 import unittest
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
 import run_experiments as runner
-from run_experiments import Ending, Exit, Group, Launch, Limits, Phase, Process, StopRules
+from run_experiments import Ending, Exit, Group, Launch, Phase, Process, StopRules
 
 INT, TERM, KILL, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1
 LEADER, WORKER = 2_000_000_001, 2_000_000_002  # no process has such a pid
@@ -78,16 +79,21 @@ def silent(group: Group) -> list[int]:
 
 class PhaseCase(unittest.TestCase):
     def begin(
-        self, group: FakeGroup, rules: Optional[StopRules] = None, now: float = 100.0, **limits: float
+        self,
+        group: FakeGroup,
+        rules: Optional[StopRules] = None,
+        now: float = 100.0,
+        timeout: Optional[float] = None,
+        stall: Optional[float] = None,
     ) -> Process:
         self.group = group
         self.streams = FakeLaunch(now)
         rules = rules or StopRules("INT", grace=10.0)
-        return Process(group, self.streams, Limits(**limits), rules, now)
+        return Process(group, self.streams, replace(rules, timeout=timeout, stall=stall), now)
 
     def end_streams(self, process: Process) -> None:
         for name in ("stdout", "stderr"):
-            process.on_end(name, is_left_open=False)
+            process.on_end(name, is_at_end=True)
 
     def at(self, process: Process, now: float, phase: Phase) -> None:
         process.step(now)
@@ -103,9 +109,9 @@ class OwnEndTest(PhaseCase):
         self.at(process, 102.0, Phase.DRAINING)
         self.assertTrue(self.streams.is_draining)
         self.assertEqual((process.ended_at, process.deadline), (102.0, math.inf))
-        process.on_end("stdout", is_left_open=False)
+        process.on_end("stdout", is_at_end=True)
         self.at(process, 5000.0, Phase.DRAINING)  # however slow the disk is
-        process.on_end("stderr", is_left_open=False)
+        process.on_end("stderr", is_at_end=True)
         self.at(process, 5001.0, Phase.OVER)
         self.assertEqual((process.remarks, process.warnings, process.reason, self.group.got), ([], [], "", []))
 
@@ -150,7 +156,7 @@ class OwnEndTest(PhaseCase):
         self.group.end()
         process.step(101.0)
         for name in ("stdout", "stderr"):
-            process.on_end(name, is_left_open=True)
+            process.on_end(name, is_at_end=False)
         self.at(process, 102.0, Phase.OVER)
         self.assertEqual(process.remarks, ["a process outside its group still holds its output, left alone"])
         self.assertEqual((process.failed_logs, process.warnings), ({}, []))
@@ -278,7 +284,7 @@ class StopTest(PhaseCase):
         self.assertEqual(self.group.got, [KILL])
         self.group.alive = []
         self.at(process, 102.6, Phase.DRAINING)
-        process.on_end("stderr", is_left_open=False)
+        process.on_end("stderr", is_at_end=True)
         self.at(process, 112.5, Phase.DRAINING)
         self.at(process, 112.6, Phase.OVER)
         self.assertEqual(process.failed_logs, {"stdout.log": "the disk did not take all of it in time"})
