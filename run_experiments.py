@@ -39,7 +39,6 @@ import shlex
 import shutil
 import signal
 import stat
-import struct
 import subprocess
 import sys
 import termios
@@ -51,7 +50,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Any, Callable, NoReturn, Optional, Protocol, TypeVar, Union
+from typing import Any, Callable, NoReturn, Optional, TypeVar, Union
 
 __version__ = "2.0.0"
 
@@ -2028,26 +2027,25 @@ class Exit:
     max_rss_bytes: int
 
 
-def all_pids() -> list[int]:
-    """The pids of this machine; none where there is no /proc."""
-    try:
-        return [int(name) for name in os.listdir("/proc") if name.isdigit()]
-    except OSError:
-        return []
+def about(pid: int, what: str) -> bytes:
+    """A file that /proc has of a process; empty where that has gone, or where there is no /proc."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/{what}", "rb") as file:
+        return file.read()
+    return b""
 
 
 def process_info(pid: int) -> Optional[ProcessInfo]:
-    """What /proc tells of a process; None where it has gone, or where there is no /proc."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            words = file.read().rpartition(b")")[2].decode().split()
-        return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19])
-    except (OSError, IndexError, ValueError):
-        return None
+    words = about(pid, "stat").rpartition(b")")[2].decode().split()
+    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]) if words else None
 
 
 def processes() -> list[ProcessInfo]:
-    found = map(process_info, all_pids())
+    """All of this machine; none where there is no /proc."""
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return []
+    found = [process_info(int(name)) for name in names if name.isdigit()]
     return [each for each in found if each]
 
 
@@ -2055,33 +2053,27 @@ def started_at(pid: int) -> Optional[str]:
     """When a process was started, in a form that tells it from a later one of the same pid; None if it is gone."""
     if os.path.exists("/proc/self/stat"):
         found = process_info(pid)
-        alive = found is not None and found.state not in "ZX"
-        return found.started if found and alive else None
-    try:
+        return found.started if found and found.state not in "ZX" else None
+    with contextlib.suppress(OSError):
         done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+        return done.stdout.strip() or None
+    return None
 
 
 def command_line(pid: int) -> str:
     """What a process was started as, for people; empty where that can't be read."""
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read(4096).split(b"\0")
-    except OSError:
-        return ""
+    words = about(pid, "cmdline")[:4096].split(b"\0")
     return clean(b" ".join(words).decode(errors="replace").strip())
 
 
 def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler of its own for a signal; False where that can't be known."""
-    try:
-        with open(f"/proc/{pid}/status", encoding="ascii", errors="replace") as file:
-            caught = re.search(r"(?m)^SigCgt:\s*([0-9a-f]+)", file.read())
-    except OSError:
-        return False
+    caught = re.search(rb"(?m)^SigCgt:\s*([0-9a-f]+)", about(pid, "status"))
     return caught is not None and bool(int(caught[1], 16) >> (number - 1) & 1)
+
+
+def has_mark(pid: int, mark: bytes) -> bool:
+    return mark in about(pid, "environ").split(b"\0")
 
 
 class Group:
@@ -2120,37 +2112,39 @@ class Group:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.leader, number)
 
+    def owns(self, info: ProcessInfo) -> bool:
+        """Whether a process is the training's, whoever its parent is."""
+        return info.group == self.leader
+
     def remember_strays(self) -> None:
         """Find them while their parents live: later nothing tells whose they are."""
         known = processes()
-        family = {self.leader, *(each.pid for each in known if each.group == self.leader)}  # the leader may have gone
-        for _ in known:  # so many generations at the most
-            children = {each.pid for each in known if each.parent in family}
-            if children <= family:
-                break
-            family |= children
+        family: set[int] = set()
+        found = {each.pid for each in known if self.owns(each)}
+        while not found <= family:  # one more generation
+            family |= found
+            found = {each.pid for each in known if each.parent in family}
         outside = [each for each in known if each.pid in family and each.group != self.leader]
         self.strays.update((each.pid, each.started) for each in outside)
-
-    def kill(self) -> None:
-        """KILL the group and the strays (torchrun's workers have sessions of their own).
-
-        They are stopped first: between a look at them and KILL, one could start another or leave the group."""
-        self.signal(signal.SIGSTOP)
-        known: set[int] = set()
-        self.remember_strays()
-        while set(self.strays) != known:
-            known = set(self.strays)
-            self.signal_strays(signal.SIGSTOP)
-            self.remember_strays()
-        self.signal(signal.SIGKILL)
-        self.signal_strays(signal.SIGKILL)
 
     def signal_strays(self, number: int) -> None:
         for pid, started in self.strays.items():
             if started_at(pid) == started:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.kill(pid, number)
+
+    def kill(self) -> None:
+        """KILL the group and the strays (torchrun's workers have sessions of their own).
+
+        They are stopped first: between a look at them and KILL, one could start another or leave the group."""
+        self.signal(signal.SIGSTOP)
+        stopped: Optional[dict[int, str]] = None
+        while self.strays != stopped:
+            stopped = dict(self.strays)
+            self.signal_strays(signal.SIGSTOP)
+            self.remember_strays()
+        self.signal(signal.SIGKILL)
+        self.signal_strays(signal.SIGKILL)
 
     def is_suspended(self) -> bool:
         """Whether the leader is stopped (SIGSTOP, Ctrl+Z, Slurm's suspend)."""
@@ -2160,36 +2154,31 @@ class Group:
 
 @dataclass
 class StopRules:
-    """How a training is asked to end."""
+    """When a training is asked to end, and how."""
 
     signal: str = "auto"  # a name without SIG, or auto
     grace: float = GRACE  # seconds
     launcher: tuple[str, ...] = ()  # the words that stand before the training script, if it isn't Python itself
     folder: str = ""  # where the training writes its checkpoints
     checkpoints: str = ""  # the pattern of their names
+    timeout: Optional[float] = None  # seconds that it may take
+    stall: Optional[float] = None  # seconds that it may print nothing
 
     def choose(self, group: Group) -> int:
         """The first signal. A person's Ctrl+C is INT, and Python cleans up on it; TERM cleans up only where a program
         handles it. So it is TERM for one that does, INT for others."""
         if self.signal != "auto":
             return int(getattr(signal, f"SIG{self.signal}"))
-        known = self.for_launcher()
-        if known is not None:
-            return known
+        if self.launcher and os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
+            # `srun -X` hands INT on; that its helper process catches TERM says nothing of the trainer.
+            hands_on = {"-X", "--disable-status"} & set(self.launcher)
+            return signal.SIGINT if hands_on else signal.SIGTERM
         asked = [group.leader]
         if self.launcher:  # what a launcher catches says nothing of the trainer behind it
             group.remember_strays()  # torchrun's workers have sessions of their own
             behind = [pid for pid in (*group.members(), *group.strays) if pid != group.leader]
             asked = behind or asked  # `nice` becomes the trainer
         return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in asked) else signal.SIGINT
-
-    def for_launcher(self) -> Optional[int]:
-        """What a launcher wants that ends its task on TERM and swallows INT. `srun -X` hands INT on; that its helper
-        process catches TERM says nothing of the trainer."""
-        if not self.launcher or os.path.basename(self.launcher[0]) not in HANDS_ON_NOTHING:
-            return None
-        hands_on = {"-X", "--disable-status"} & set(self.launcher)
-        return signal.SIGINT if hands_on else signal.SIGTERM
 
 
 class Ending:
@@ -2203,59 +2192,61 @@ class Ending:
         self.sent_at = -math.inf
         self.hurried = self.given_up = self.has_waited = self.has_looked_round = False
         self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
-        self.looked_at = now
+        self.look: dict[str, tuple[int, int]] = {}  # at checkpoints, since the latest signal
         self.short_saves = 0  # looks in a row that found a new file, or a rewritten one, but none that grows
-        self.look = self.checkpoints_now()
-        self.deadline = now + LOOK
-        if not self.look:
-            self.send(rules.choose(group), now)
+        self.deadline = now
+        self.step(now)
 
     def step(self, now: float) -> str:
         """Do what is due; returns what there is to say of it."""
         if self.sent and not self.has_looked_round:
             self.has_looked_round = True  # not before the signal: of many trainings each is to get its own at once
             self.group.remember_strays()
-        if now < self.deadline or self.given_up:
+        if now < self.deadline:
             return ""
         if signal.SIGKILL in self.sent:
             self.given_up = True
             self.deadline = math.inf
             return ""
-        if self.may_wait(now):
-            name = self.being_written(now)
-            if name is not None:
-                self.deadline = now + (LOOK if self.short_saves < 3 else QUICK_LOOK)
-                return self.say_wait(name, now)
-        return self.send_next(now)
+        may_wait = now < self.wait_until and not self.hurried
+        name = self.being_written() if may_wait else None
+        if name is None:
+            return self.send_next(now)
+        self.deadline = now + (LOOK if self.short_saves < 3 else QUICK_LOOK)
+        if self.has_waited or not name:
+            return ""
+        self.has_waited = True
+        return f"waiting for {name} to be written (at most {whole_seconds(self.wait_until - now + 0.5)})"
+
+    def being_written(self) -> Optional[str]:
+        """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
+        where nothing is being written. Sizes and times are only compared with each other: NFS has its own clock."""
+        before = self.look
+        self.look = being_written(self.rules.folder, self.rules.checkpoints) if self.rules.folder else {}
+        if self.look and not before:
+            return ""
+        changed = [name for name, look in self.look.items() if look != before.get(name)]
+        grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
+        self.short_saves = 0 if grows else self.short_saves + 1
+        return changed[0] if changed else None
 
     def send_next(self, now: float) -> str:
+        last = signal_name(self.sent[-1]) if self.sent else ""
         if not self.sent:
-            self.send(self.rules.choose(self.group), now)
-            return ""
-        last = signal_name(self.sent[-1])
-        if signal.SIGTERM not in self.sent:
-            self.send(signal.SIGTERM, now)
-            return f"did not end on {last}, gets SIGTERM"
-        self.send(signal.SIGKILL, now)
-        return f"did not end on {last}, killed"
-
-    def send(self, number: int, now: float) -> None:
-        """The signal leaves first; when the next one follows is worked out after that."""
+            number, said = self.rules.choose(self.group), ""
+            patience = KILL_GAP if self.hurried else max(KILL_GAP, self.rules.grace)
+        elif signal.SIGTERM not in self.sent:
+            number, patience, said = signal.SIGTERM, TERM_GAP, f"did not end on {last}, gets SIGTERM"
+        else:
+            number, patience, said = signal.SIGKILL, GIVE_UP, f"did not end on {last}, killed"
         if number == signal.SIGKILL:
             self.group.kill()
-            wait = GIVE_UP
         else:
             self.group.signal(number)
-            wait = self.patience()
         self.sent.append(number)
-        self.sent_at = now
-        self.deadline = now + wait
-
-    def patience(self) -> float:
-        """Seconds from a signal that may be handled to the next one."""
-        if self.sent:
-            return TERM_GAP
-        return KILL_GAP if self.hurried else max(KILL_GAP, self.rules.grace)
+        self.sent_at, self.deadline = now, now + patience
+        self.look = {}  # what has been saved meanwhile is not being written
+        return said
 
     def hurry(self, now: float) -> None:
         """The next signal as soon as may be, whatever is being written."""
@@ -2267,62 +2258,6 @@ class Ending:
         """Suspended time is no time."""
         self.deadline += seconds
         self.wait_until += seconds
-
-    def checkpoints_now(self) -> dict[str, tuple[int, int]]:
-        if not self.rules.folder:
-            return {}
-        return being_written(self.rules.folder, self.rules.checkpoints)
-
-    def may_wait(self, now: float) -> bool:
-        return not self.hurried and now < self.wait_until
-
-    def being_written(self, now: float) -> Optional[str]:
-        """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
-        where nothing is being written. Sizes and times are only compared with each other: NFS has its own clock."""
-        before, before_at = self.look, self.looked_at
-        self.look, self.looked_at = self.checkpoints_now(), now
-        if not self.look:
-            return None
-        if now - before_at > 4 * LOOK:  # too long ago to tell
-            return ""
-        changed = [name for name in self.look if self.look[name] != before.get(name)]
-        grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
-        self.short_saves = 0 if grows else self.short_saves + 1
-        return changed[0] if changed else None
-
-    def say_wait(self, name: str, now: float) -> str:
-        if self.has_waited or not name:
-            return ""
-        self.has_waited = True
-        return f"waiting for {name} to be written (at most {whole_seconds(self.wait_until - now + 0.5)})"
-
-
-class LineSink(Protocol):
-    """What a Tee hands the lines of its stream to."""
-
-    def read(self, data: bytes) -> bool:
-        """Take in whole lines; returns whether they hold news."""
-        ...
-
-
-class Topic(enum.Enum):
-    """What a Tee has to tell."""
-
-    NEWS = "its reader has found something"
-    LOG_FAILED = "a log can't be written"
-    LOG_RESTORED = "a log had gone and was put back"
-    ENDED = "its stream is at the end"
-    LEFT_OPEN = "its stream is left, as a process outside the group still holds it"
-
-
-@dataclass(frozen=True)
-class Message:
-    """From a Tee to the loop."""
-
-    topic: Topic
-    stream: str = ""
-    log: str = ""
-    text: str = ""
 
 
 class Log:
@@ -2339,61 +2274,39 @@ class Log:
     def write(self, parts: Sequence[bytes]) -> str:
         """Append, in one piece; returns what went wrong. A disk that is full may have room again for the next."""
         try:
-            done = os.writev(self.descriptor, parts)
-            if done < sum(map(len, parts)):
-                rest = b"".join(parts)[done:]
-                while rest:
-                    rest = rest[os.write(self.descriptor, rest) :]
+            left = sum(map(len, parts)) - os.writev(self.descriptor, parts)
+            while left:
+                left -= os.write(self.descriptor, b"".join(parts)[-left:])
         except OSError as error:
             return str(error.strerror)
         return ""
 
-    def release(self) -> list[Message]:
-        """A user is done with it; the last one sees to it that the file is in its place, and closes it."""
+    def leave(self) -> bool:
+        """A user is done with it; returns whether it was the last one."""
         with self.lock:
             self.users -= 1
-            is_last = self.users == 0
-        if not is_last:
-            return []
-        told = [self.put_back(), self.close()]
-        return [each for each in told if each]
+            return self.users == 0
 
-    def put_back(self) -> Optional[Message]:
-        """A trainer that remakes its directory takes the logs away; what is open still has every byte."""
-        try:
-            if self.is_in_place():
-                return None
-            self.copy_to_place()
-        except OSError as error:
-            return self.failed(f"it was deleted or replaced, and can't be put back: {error.strerror}")
-        return Message(Topic.LOG_RESTORED, log=self.name)
-
-    def is_in_place(self) -> bool:
-        try:
-            there = os.stat(self.path)
-        except FileNotFoundError:
-            return False
-        return os.path.samestat(there, os.fstat(self.descriptor))
-
-    def copy_to_place(self) -> None:
+    def put_back(self) -> bool:
+        """Whether a trainer that remakes its directory has taken it away; then it is back. What is open still has
+        every byte. Raises OSError where another stands in its place, or there is no room."""
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.stat(self.path), os.fstat(self.descriptor)):
+                return False
         with contextlib.suppress(FileExistsError):
             os.mkdir(os.path.dirname(self.path))
-        with open(self.path, "xb") as target:
-            offset = 0
-            while block := os.pread(self.descriptor, BLOCK, offset):
-                target.write(block)
-                offset += len(block)
+        with open(self.descriptor, "rb", closefd=False) as source, open(self.path, "xb") as target:
+            source.seek(0)
+            shutil.copyfileobj(source, target, BLOCK)
+        return True
 
-    def close(self) -> Optional[Message]:
-        """Some file systems tell only now that a quota was exceeded."""
+    def close(self) -> str:
+        """Returns what went wrong: some file systems tell only now that a quota was exceeded."""
         try:
             os.close(self.descriptor)
         except OSError as error:
-            return self.failed(str(error.strerror))
-        return None
-
-    def failed(self, text: str) -> Message:
-        return Message(Topic.LOG_FAILED, log=self.name, text=text)
+            return str(error.strerror)
+        return ""
 
 
 def stamp(label: str) -> bytes:
@@ -2403,16 +2316,7 @@ def stamp(label: str) -> bytes:
     return f"{clock}.{int(now % 1 * 1000):03d} [{label}] ".encode()
 
 
-def bytes_in(pipe: int) -> int:
-    """How many bytes wait in a pipe."""
-    answer = fcntl.ioctl(pipe, termios.FIONREAD, struct.pack("i", 0))
-    return int(struct.unpack("i", answer)[0])
-
-
-def widen(pipe: int) -> None:
-    """A larger pipe holds a training up less often; refused once a user holds many, and known to Linux only."""
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(pipe, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+Message = Callable[["Process"], None]  # from a Tee to the loop: what its Process is to take in
 
 
 class Tee(threading.Thread):
@@ -2422,102 +2326,74 @@ class Tee(threading.Thread):
     costs nothing. Nothing is queued: a slow disk slows the training, and never fills the memory."""
 
     def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
+        """`wake` is at its end once the group is gone: only what the pipe holds then is still read."""
         super().__init__(name=f"tee {stream}", daemon=True)
-        self.stream, self.source, self.post = stream, source, post
-        self.begun = threading.Event()
-        self.logs: Optional[tuple[Log, Log]] = None
-        self.reader: Optional[LineSink] = None
-        self.follow: Optional[Callable[[bytes], None]] = None
+        self.stream, self.source, self.wake, self.post = stream, source, wake, post
+        self.begun: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is a training
         self.label = stream.upper()
         self.rest = b""  # the unfinished line
         self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
         self.announced = False  # the loop has been told of news, and has not taken them yet
         self.failed: set[str] = set()  # the logs of which it was told
-        self.draining = False  # the group is gone: only what the pipe holds now is still read
-        self.left: Optional[int] = None  # so many bytes of it
-        self.buffer = bytearray(BLOCK)  # used again and again: new ones of this size tear the heap to pieces
-        self.is_busy = False  # it has a block in hand
-        self.quiet_since = time.monotonic()  # when it last began to wait for output
+        self.left = math.inf  # bytes that are still to be read; known once the group is gone
+        self.buffer = memoryview(bytearray(BLOCK))  # used again: new ones of this size tear the heap to pieces
+        self.quiet_since = math.inf  # when it began to wait for output; infinite while it has some in hand
         self.poll = select.poll()
         self.poll.register(source, select.POLLIN)
         self.poll.register(wake, select.POLLIN)
-        os.set_blocking(source, False)
 
-    def begin(self, log: Log, combined: Log, reader: LineSink, follow: Optional[Callable[[bytes], None]]) -> None:
-        self.logs, self.reader, self.follow = (log, combined), reader, follow
-        self.quiet_since = time.monotonic()
-        self.is_busy = True
-        self.begun.set()
+    def begin(
+        self, log: Log, combined: Log, read: Callable[[bytes], bool], follow: Optional[Callable[[bytes], None]]
+    ) -> None:
+        self.log, self.combined, self.read, self.follow = log, combined, read, follow
+        self.begun.put(True)
 
     def dismiss(self) -> None:
         """There is no training: end the thread."""
-        self.begun.set()
-
-    def drain(self) -> None:
-        """Read only what the pipe holds now; the caller then wakes the thread through the pipe `wake`."""
-        self.draining = True
+        self.begun.put(False)
+        self.join()
 
     def run(self) -> None:
-        self.begun.wait()
-        if self.logs is None:
-            os.close(self.source)
+        if not self.begun.get():
             return
         while block := self.next_block():
-            self.take_safely(block)
-        is_left_open = self.left == 0 and not self.is_at_end()
+            self.take(block)
+        is_at_end = bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)  # nobody holds its other end
         if self.rest:
-            self.take_safely(b"\n", is_end=True)
+            self.take(b"\n", is_end=True)
         os.close(self.source)
-        for log in self.logs:
-            for message in log.release():
-                self.post(message)
-        self.is_busy = False
+        for log in (self.log, self.combined):
+            if log.leave():
+                self.finish(log)
         self.quiet_since = time.monotonic()
-        self.post(Message(Topic.LEFT_OPEN if is_left_open else Topic.ENDED, self.stream))
+        self.post(lambda process: process.on_end(self.stream, is_at_end))
 
     def next_block(self) -> bytes:
         """Some bytes of the stream; none at its end, or when all is read that a group has left."""
-        while True:
-            if self.draining and self.left is None:
-                self.left = bytes_in(self.source)
-            if self.left == 0:
-                return b""
-            try:
-                room = BLOCK if self.left is None else min(BLOCK, self.left)
-                size = os.readv(self.source, [memoryview(self.buffer)[:room]])
-            except BlockingIOError:
-                self.wait_for_output()
-                continue
-            if self.left is not None:
-                self.left -= size
-            return bytes(memoryview(self.buffer)[:size])
+        if self.left == math.inf:
+            self.quiet_since = time.monotonic()
+            ready = dict(self.poll.poll())
+            self.quiet_since = math.inf
+            if self.wake in ready:
+                waiting = fcntl.ioctl(self.source, termios.FIONREAD, bytes(4))
+                self.left = int.from_bytes(waiting, sys.byteorder)
+        room = int(min(BLOCK, self.left))
+        size = os.readv(self.source, [self.buffer[:room]]) if room else 0
+        self.left -= size
+        return bytes(self.buffer[:size])
 
-    def wait_for_output(self) -> None:
-        self.quiet_since = time.monotonic()
-        self.is_busy = False
-        self.poll.poll()
-        self.is_busy = True
-
-    def is_at_end(self) -> bool:
-        """Whether nobody holds the other end of the pipe any more."""
-        poll = select.poll()
-        poll.register(self.source, select.POLLIN)
-        return any(event & select.POLLHUP for _, event in poll.poll(0))
-
-    def take_safely(self, block: bytes, is_end: bool = False) -> None:
+    def take(self, block: bytes, is_end: bool = False) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
-            if is_end:
-                self.take_lines(block, len(block))
-            else:
-                self.take(block)
+            if not is_end:
+                self.tell(self.log, self.log.write([block]))
+            self.take_lines(block)
         except Exception as error:
             self.rest = b""
-            self.tell_failure(LOGS["combined"], f"{type(error).__name__}: {error}")
+            self.tell(self.combined, f"{type(error).__name__}: {error}")
 
-    def take(self, block: bytes) -> None:
-        assert self.logs
-        self.write(self.logs[0], [block])
+    def take_lines(self, block: bytes) -> None:
+        """Hand on the lines that have come to their end; the rest is kept until there is more."""
         if self.after_return and block[:1] == b"\n":
             block = block[1:]
         self.after_return = block[-1:] == b"\r"
@@ -2527,33 +2403,89 @@ class Tee(threading.Thread):
         if not end and len(self.rest) + len(block) > LINE_LIMIT:
             block += b"\n"  # an endless line is broken here, in combined.log only
             end = len(block)
-        if end:
-            self.take_lines(block, end)
-        else:
+        if not end:
             self.rest += block
-
-    def take_lines(self, block: bytes, end: int) -> None:
-        """Take the unfinished line and, up to `end`, the lines of a block; what follows is unfinished now."""
-        assert self.logs and self.reader
-        lines = self.rest + block[:end] if self.rest or end < len(block) else block
+            return
+        lines = self.rest + block[:end]
         self.rest = block[end:]
         mark = stamp(self.label)
-        self.write(self.logs[1], [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"])
+        stamped = [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"]
+        self.tell(self.combined, self.combined.write(stamped))
         if self.follow:
             self.follow(lines)
-        if self.reader.read(lines) and not self.announced:
-            self.announced = True  # one message waits at a time, however fast the training prints
-            self.post(Message(Topic.NEWS, self.stream))
+        if self.read(lines) and not self.announced:
+            self.announced = True  # the loop is woken once until it takes them, however fast the training prints
+            self.post(lambda process: None)
 
-    def write(self, log: Log, parts: Sequence[bytes]) -> None:
-        problem = log.write(parts)
-        if problem:
-            self.tell_failure(log.name, problem)
+    def finish(self, log: Log) -> None:
+        try:
+            if log.put_back():
+                self.post(lambda process: process.remark(f"{log.name} had been deleted, and was put back"))
+        except OSError as error:
+            self.tell(log, f"it was deleted or replaced, and can't be put back: {error.strerror}")
+        self.tell(log, log.close())
 
-    def tell_failure(self, log: str, problem: str) -> None:
-        if log not in self.failed:
-            self.failed.add(log)
-            self.post(Message(Topic.LOG_FAILED, self.stream, log, problem))
+    def tell(self, log: Log, problem: str) -> None:
+        """What went wrong with a log, if it did, the first time."""
+        if problem and log.name not in self.failed:
+            self.failed.add(log.name)
+            self.post(lambda process: process.on_log_failure(log.name, problem))
+
+
+def open_pipe(taken: contextlib.ExitStack) -> tuple[int, int]:
+    source, sink = os.pipe()
+    taken.callback(os.close, source)
+    taken.callback(os.close, sink)
+    return source, sink
+
+
+class Launch:
+    """The pipes and threads of a training, which it needs before its directory may be touched."""
+
+    def __init__(self, post: Callable[[Message], None]) -> None:
+        """Raises OSError or RuntimeError where they can't be had, and then nothing is left of it."""
+        self.tees: list[Tee] = []
+        self.sinks: list[int] = []
+        with contextlib.ExitStack() as taken:
+            self.wake = open_pipe(taken)
+            for stream in ("stdout", "stderr"):
+                source, sink = open_pipe(taken)
+                with contextlib.suppress(OSError):  # refused once a user holds many, and known to Linux only
+                    fcntl.fcntl(source, getattr(fcntl, "F_SETPIPE_SZ", 1031), PIPE_SIZE)
+                tee = Tee(stream, source, self.wake[0], post)
+                tee.start()
+                taken.callback(tee.dismiss)
+                self.tees.append(tee)
+                self.sinks.append(sink)
+            self.taken = taken.pop_all()
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> Group:
+        """Start the training; raises OSError where it can't be."""
+        out, err = self.sinks
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment, start_new_session=True
+        )
+        process.returncode = 0  # it is reaped by its Group, never by Popen
+        for sink in self.sinks:
+            os.close(sink)
+        self.taken.pop_all()  # the rest belongs to the Tees now, and to `drain` and `close`
+        return Group(process.pid)
+
+    def abandon(self) -> None:
+        """Give back what was taken; there is no training."""
+        self.taken.close()
+
+    def quiet_since(self) -> float:
+        """Since when nothing was printed; infinite while a slow disk holds a Tee up, which may have more to read."""
+        return max(tee.quiet_since for tee in self.tees)
+
+    def drain(self) -> None:
+        """The group is gone: each stream ends once its Tee has what the pipe holds now."""
+        os.close(self.wake[1])
+
+    def close(self) -> None:
+        """Both streams have ended; a Tee that hangs in a write still has use for the pipe."""
+        os.close(self.wake[0])
 
 
 class Phase(enum.Enum):
@@ -2566,91 +2498,57 @@ class Phase(enum.Enum):
     OVER = "over"
 
 
-class Stream(Protocol):
-    """What a Process needs of a Tee."""
-
-    stream: str
-    is_busy: bool
-    quiet_since: float
-
-    def drain(self) -> None: ...
-
-
-@dataclass
-class Limits:
-    """How long an attempt may take; None: as long as it likes."""
-
-    timeout: Optional[float] = None  # seconds
-    stall: Optional[float] = None  # seconds without output
-
-
 class Process:
     """A training from its launch to the end of its streams. All of it is the loop's, no thread's.
 
     RUNNING -> STOPPING -> LINGERING -> DRAINING -> OVER; `enter` is the one place in which the phase changes. Each
     phase has one deadline; `step` does what is due."""
 
-    def __init__(
-        self, group: Group, streams: Sequence[Stream], wake: Sequence[int], limits: Limits, rules: StopRules, now: float
-    ) -> None:
-        """`wake` are the two ends of the pipe that wakes the streams' threads."""
-        self.group, self.streams, self.limits, self.rules = group, streams, limits, rules
-        self.wake = list(wake)
+    def __init__(self, group: Group, launch: Launch, rules: StopRules, now: float) -> None:
+        self.group, self.launch, self.rules = group, launch, rules
         self.phase = Phase.RUNNING
-        self.began = now
+        self.began = self.ended_at = now
         self.clock = now  # from when the timeout counts
         self.awake_since = now  # from when silence counts: a suspension is over, a queue is left
         self.is_queued = False  # srun waits for resources, and time doesn't count
-        self.open = {each.stream for each in streams}
+        self.open = {"stdout", "stderr"}
         self.ending: Optional[Ending] = None  # once it has been asked to end
         self.reason = ""  # why it was
-        self.ended_at = now
         self.is_stuck = False  # KILL did not end it, or a disk holds its output: what it was given is not given back
         self.is_unkillable = False
         self.kill_left = False  # what lingers has been killed
         self.is_hurried = False
         self.failed_logs: dict[str, str] = {}  # log -> what went wrong first
-        self.restored_logs: list[str] = []
-        self.is_left_open = False
-        self.has_news = False
+        self.is_left_open = False  # a process outside the group holds a stream
         self.remarks: list[str] = []  # to be said
         self.warnings: list[str] = []  # to be kept with the result
-        self.deadline = self.next_limit(now)
+        self.deadline, _ = self.next_limit(now)
 
     def enter(self, phase: Phase, deadline: float) -> None:
         self.phase, self.deadline = phase, deadline
 
-    # ---- what comes from outside
-
-    def hear(self, message: Message) -> None:
-        """Take in what a Tee has to tell."""
-        if message.topic is Topic.NEWS:
-            self.has_news = True
-        elif message.topic is Topic.LOG_FAILED:
-            self.on_log_failure(message.log, message.text)
-        elif message.topic is Topic.LOG_RESTORED:
-            self.restored_logs.append(message.log)
-            self.remark(f"{message.log} had been deleted, and was put back")
-        else:
-            self.open.discard(message.stream)
-        if message.topic is Topic.LEFT_OPEN and not self.is_left_open:
-            self.is_left_open = True
-            self.remarks.append("a process outside its group still holds its output, left alone")
+    # ---- what its Tees have to tell
 
     def on_log_failure(self, log: str, text: str) -> None:
         if log not in self.failed_logs:
             self.failed_logs[log] = text
             self.remark(f"{log} is incomplete: {text}")
 
+    def on_end(self, stream: str, is_at_end: bool) -> None:
+        self.open.discard(stream)
+        if not is_at_end and not self.is_left_open:
+            self.is_left_open = True
+            self.remarks.append("a process outside its group still holds its output, left alone")
+
     def remark(self, text: str) -> None:
         """Something to be said, and to be kept with the result."""
         self.remarks.append(text)
         self.warnings.append(text)
 
+    # ---- what the loop wants of it
+
     def stop(self, reason: str, now: float) -> None:
         """Ask the group to end; does nothing where it has been asked, or has ended by itself."""
-        if self.phase is not Phase.RUNNING:
-            return
         self.note_exit(now)
         if self.phase is Phase.RUNNING:
             self.reason = reason
@@ -2660,14 +2558,13 @@ class Process:
     def hurry(self, now: float) -> None:
         """No more patience: KILL as soon as may be, and no waiting for a disk."""
         self.is_hurried = True
-        if self.ending:
-            self.ending.hurry(now)
-        if self.phase is Phase.STOPPING and self.ending:
-            self.deadline = self.ending.deadline
-        elif self.phase is Phase.LINGERING:
-            self.deadline = now
-        elif self.phase is Phase.DRAINING:
+        if self.phase is Phase.DRAINING:
             self.deadline = min(self.deadline, now + GIVE_UP)
+        elif self.ending:
+            self.ending.hurry(now)
+            self.deadline = self.ending.deadline
+        elif self.phase is Phase.LINGERING and not self.kill_left:
+            self.deadline = now
 
     def set_queued(self, is_queued: bool, now: float) -> None:
         """srun waits for resources, or has them: the time in a queue doesn't count."""
@@ -2676,7 +2573,7 @@ class Process:
         self.is_queued = is_queued
         self.clock = self.awake_since = now
         if self.phase is Phase.RUNNING:
-            self.deadline = self.next_limit(now)
+            self.deadline, _ = self.next_limit(now)
 
     def suspend(self, seconds: float, now: float) -> None:
         """All stood still for so long: deadlines move by it, and silence counts anew."""
@@ -2686,65 +2583,64 @@ class Process:
         if self.ending:
             self.ending.suspend(seconds)
 
+    def next_look(self) -> float:
+        """The monotonic time at which `step` is to be called, unless an event comes first."""
+        if self.phase is Phase.LINGERING:
+            return min(self.deadline, time.monotonic() + POLL)
+        return self.deadline
+
     # ---- the way to the end
 
     def step(self, now: float) -> None:
         """Do what is due, through as many phases as have passed."""
-        steps = {
-            Phase.RUNNING: self.step_running,
-            Phase.STOPPING: self.step_stopping,
-            Phase.LINGERING: self.step_lingering,
-            Phase.DRAINING: self.step_draining,
-        }
-        before = None
-        while before is not self.phase and self.phase is not Phase.OVER:
-            before = self.phase
-            steps[self.phase](now)
+        self.note_exit(now)
+        if self.phase is Phase.RUNNING and now >= self.deadline:
+            self.deadline, reason = self.next_limit(now)  # output has moved it, perhaps
+            if now >= self.deadline:
+                self.stop(reason, now)
+        if self.phase is Phase.STOPPING:
+            self.step_ending(now)
+        if self.phase is Phase.LINGERING:
+            self.step_lingering(now)
+        if self.phase is Phase.DRAINING:
+            self.step_draining(now)
 
-    def note_exit(self, now: float) -> bool:
-        """Whether the leader has ended; if so, what is left of its group lingers."""
-        if self.group.poll() is None:
-            return False
-        self.ended_at = now
-        # After a stop the rest keeps the stop's own time: a wrapper dies at once, and the trainer under it may save.
-        self.enter(Phase.LINGERING, self.ending.deadline if self.ending else now + LINGER)
-        return True
+    def note_exit(self, now: float) -> None:
+        """Once the leader has ended, what is left of its group lingers."""
+        if self.phase in (Phase.RUNNING, Phase.STOPPING) and self.group.poll():
+            self.ended_at = now
+            # After a stop the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save.
+            self.enter(Phase.LINGERING, self.ending.deadline if self.ending else now + LINGER)
 
-    def step_running(self, now: float) -> None:
-        if self.note_exit(now) or now < self.deadline:
-            return
-        reason = self.limit_reached(now)
-        if reason:
-            self.stop(reason, now)
-        else:
-            self.deadline = self.next_limit(now)  # output has moved it
+    def next_limit(self, now: float) -> tuple[float, str]:
+        """When it is to be stopped, and why."""
+        ends = [(math.inf, "")]
+        timeout, stall = self.rules.timeout, self.rules.stall
+        if timeout is not None and not self.is_queued:
+            ends.append((self.clock + timeout, f"not done after {show_duration(timeout)} (--timeout)"))
+        if stall is not None and not self.is_queued:
+            quiet_since = min(now, max(self.awake_since, self.launch.quiet_since()))
+            ends.append((quiet_since + stall, f"stalled: no output for {show_duration(stall)} (--stall)"))
+        return min(ends)
 
-    def step_stopping(self, now: float) -> None:
-        assert self.ending
-        if self.note_exit(now):
-            return
-        self.say_of_ending(now)
-        if self.ending.given_up:
-            self.give_up([self.group.leader])
-
-    def say_of_ending(self, now: float) -> None:
+    def step_ending(self, now: float) -> None:
         assert self.ending
         said = self.ending.step(now)
         if said:
             self.remarks.append(said)
         self.deadline = self.ending.deadline
+        if self.ending.given_up:
+            self.give_up()
 
     def step_lingering(self, now: float) -> None:
         left = self.group.members()
         if not left:
             self.enter(Phase.DRAINING, now + GIVE_UP if self.is_hurried else math.inf)
-            self.drain_streams()
+            self.launch.drain()
         elif self.ending:
-            self.say_of_ending(now)
-            if self.ending.given_up:
-                self.give_up(left)
+            self.step_ending(now)
         elif now >= self.deadline and self.kill_left:
-            self.give_up(left)
+            self.give_up()
         elif now >= self.deadline:
             named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 200)})" for pid in left)
             self.remark(f"killed what it left behind: {named}")
@@ -2752,123 +2648,21 @@ class Process:
             self.kill_left = True
             self.deadline = now + GIVE_UP
 
-    def drain_streams(self) -> None:
-        """Each stream ends once it has what its pipe holds; the end of the pipe `wake` is in its thread's poll."""
-        for each in self.streams:
-            each.drain()
-        if len(self.wake) == 2:
-            os.close(self.wake.pop())
-
-    def step_draining(self, now: float) -> None:
-        if now >= self.deadline:
-            for name in sorted(self.open):
-                self.on_log_failure(LOGS[name], "the disk did not take all of it in time")
-            self.is_stuck = bool(self.open)
-            self.open.clear()
-        if not self.open:
-            self.enter(Phase.OVER, math.inf)
-
-    def give_up(self, left: Sequence[int]) -> None:
+    def give_up(self) -> None:
         """Stuck in a dead GPU or file system: KILL ends it some day, or never; the batch goes on."""
         self.is_stuck = self.is_unkillable = True
+        left = self.group.members() or [self.group.leader]  # a zombie, one of whose threads is stuck
         self.reason = f"can't be killed: pid {', '.join(map(str, left))}"
-        self.drain_streams()
+        self.launch.drain()
         self.enter(Phase.OVER, math.inf)
 
-    def close(self) -> None:
-        """Give back what is left of it; a thread that hangs in a write still has the pipe in its hands."""
-        if not self.is_stuck:
-            os.close(self.wake.pop())
-
-    def next_look(self) -> float:
-        """The monotonic time at which `step` is to be called, unless an event comes first."""
-        if self.phase is Phase.LINGERING:
-            return min(self.deadline, time.monotonic() + POLL)
-        return self.deadline
-
-    # ---- limits
-
-    def quiet_since(self, now: float) -> float:
-        """Since when nothing was printed; a Tee that is held up by a slow disk may have more to read."""
-        if any(each.is_busy for each in self.streams):
-            return now
-        return max([self.awake_since, *(each.quiet_since for each in self.streams)])
-
-    def next_limit(self, now: float) -> float:
-        if self.is_queued:
-            return math.inf
-        ends = [math.inf]
-        if self.limits.timeout is not None:
-            ends.append(self.clock + self.limits.timeout)
-        if self.limits.stall is not None:
-            ends.append(self.quiet_since(now) + self.limits.stall)
-        return min(ends)
-
-    def limit_reached(self, now: float) -> str:
-        """What is said of the limit that an attempt has run into; empty where there is none."""
-        timeout, stall = self.limits.timeout, self.limits.stall
-        if self.is_queued:
-            return ""
-        if timeout is not None and now >= self.clock + timeout:
-            return f"not done after {show_duration(timeout)} (--timeout)"
-        if stall is not None and now >= self.quiet_since(now) + stall:
-            return f"stalled: no output for {show_duration(stall)} (--stall)"
-        return ""
-
-
-class Launch:
-    """What a training needs before its directory may be touched: pipes and threads. Raises OSError or RuntimeError
-    where they can't be had, and then nothing is left of it."""
-
-    def __init__(self, post: Callable[[Message], None]) -> None:
-        self.sinks: list[int] = []
-        self.tees: list[Tee] = []
-        self.wake: Sequence[int] = ()
-        try:
-            self.wake = os.pipe()
-            for stream in ("stdout", "stderr"):
-                source, sink = os.pipe()
-                self.sinks.append(sink)
-                widen(source)
-                tee = Tee(stream, source, self.wake[0], post)
-                self.add(tee)
-        except (OSError, RuntimeError):
-            self.abandon()
-            raise
-
-    def add(self, tee: Tee) -> None:
-        try:
-            tee.start()
-        except RuntimeError:
-            os.close(tee.source)
-            raise
-        self.tees.append(tee)
-
-    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> Group:
-        """Start the training; raises OSError where it can't be."""
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=self.sinks[0],
-            stderr=self.sinks[1],
-            env=environment,
-            start_new_session=True,
-        )
-        process.returncode = 0  # it is reaped by its Group, never by Popen
-        for sink in self.sinks:
-            os.close(sink)
-        self.sinks = []
-        return Group(process.pid)
-
-    def abandon(self) -> None:
-        """Give back what was taken."""
-        for tee in self.tees:
-            tee.dismiss()
-        for tee in self.tees:
-            tee.join()
-        for each in (*self.sinks, *self.wake):
-            os.close(each)
-        self.sinks, self.tees, self.wake = [], [], ()
+    def step_draining(self, now: float) -> None:
+        if self.open and now < self.deadline:
+            return
+        for name in sorted(self.open):
+            self.on_log_failure(LOGS[name], "the disk did not take all of it in time")
+        self.is_stuck = bool(self.open)
+        self.enter(Phase.OVER, math.inf)
 
 
 class Guardian:
@@ -2882,15 +2676,12 @@ class Guardian:
         """Raises OSError where there can be none; the batch can do without."""
         self.token = f"{os.getpid()}-{time.time_ns()}"
         self.launches = 0
-        source, self.pipe = os.pipe()
-        try:
+        with contextlib.ExitStack() as taken:
+            source, self.pipe = open_pipe(taken)
             self.pid = os.fork()
-        except OSError:
-            os.close(source)
-            os.close(self.pipe)
-            raise
+            taken.pop_all()
         if self.pid == 0:
-            run_guardian(source, self.token, rules)
+            run_guardian(source, f"{MARK}={self.token}:", rules)
         os.close(source)
         os.set_blocking(self.pipe, False)
 
@@ -2913,14 +2704,11 @@ class Guardian:
             os.waitpid(self.pid, 0)
 
     def has_died(self) -> bool:
-        """Whether somebody has killed it; told once."""
-        if not self.pid:
-            return False
-        with contextlib.suppress(ChildProcessError):
-            if os.waitpid(self.pid, os.WNOHANG)[0] == 0:
-                return False
-        self.pid = 0
-        return True
+        """Whether somebody has killed it."""
+        try:
+            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+        except ChildProcessError:
+            return True
 
     def tell(self, line: str) -> None:
         """A dead guardian is told of by `has_died`; a line is short enough to be written in one piece."""
@@ -2928,22 +2716,15 @@ class Guardian:
             os.write(self.pipe, f"{line}\n".encode(errors="surrogateescape"))
 
 
-@dataclass
-class Ward:
-    """A group that a guardian looks after."""
-
-    leader: int
-    started: str
-    folder: str
-    mark: bytes  # what stands in the environment of all that belongs to it
-
-
 class OrphanedGroup(Group):
     """The group of a runner that is dead: with all that bears its mark, whatever session that has gone to."""
 
-    def __init__(self, ward: Ward) -> None:
-        super().__init__(ward.leader)
-        self.mark = ward.mark
+    def __init__(self, leader: int, mark: bytes) -> None:
+        super().__init__(leader)
+        self.mark = mark
+
+    def owns(self, info: ProcessInfo) -> bool:
+        return super().owns(info) or has_mark(info.pid, self.mark)
 
     def members(self) -> list[int]:
         self.remember_strays()
@@ -2955,22 +2736,14 @@ class OrphanedGroup(Group):
         self.remember_strays()
         self.signal_strays(number)
 
-    def remember_strays(self) -> None:
-        super().remember_strays()
-        for pid in all_pids():
-            if has_mark(pid, self.mark):
-                found = process_info(pid)
-                if found and found.group != self.leader:
-                    self.strays[pid] = found.started
 
-
-def run_guardian(pipe: int, token: str, rules: StopRules) -> NoReturn:
+def run_guardian(pipe: int, mark: str, rules: StopRules) -> NoReturn:
     """The guardian from its first step to its last; never returns to what the runner was doing."""
     try:
         detach(pipe)
-        wards, launches, is_over = read_wards(pipe, token)
-        if not is_over:
-            end_all(wards, rules, lambda: find_untold(token, launches))
+        wards, launches = read_wards(pipe)
+        endings = begin_endings(wards, mark, rules)
+        end_all(endings, lambda: find_untold(f"{mark}{launches + 1}".encode(), rules))
     finally:
         os._exit(0)
 
@@ -2980,78 +2753,62 @@ def detach(pipe: int) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
-    try:
-        descriptors = [int(name) for name in os.listdir("/dev/fd")]
-    except OSError:
-        descriptors = list(range(4096))
-    for each in descriptors:
-        if each != pipe:
-            with contextlib.suppress(OSError):
-                os.close(each)
+    last = 4096
+    with contextlib.suppress(OSError):
+        last = max(map(int, os.listdir("/dev/fd")))
+    os.closerange(0, pipe)
+    os.closerange(pipe + 1, last + 1)
     os.chdir("/")
 
 
-def read_wards(pipe: int, token: str) -> tuple[list[Ward], int, bool]:
-    """What runs when the pipe ends, how many launches were told, and whether the runner has said goodbye."""
-    wards: dict[int, Ward] = {}  # by their leaders
+def read_wards(pipe: int) -> tuple[dict[int, list[str]], int]:
+    """What runs when the pipe ends (leader -> when it was started, the number of its launch, its directory), and how
+    many launches were told of. Raises SystemExit when the runner says goodbye."""
+    wards: dict[int, list[str]] = {}
     launches = 0
     with open(pipe, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
         for line in lines:
-            sign, words = line[:1], line[1:].rstrip("\n").split(" ", 3)
-            if sign == "+" and len(words) == 4:
-                launches = int(words[2])
-                wards[int(words[0])] = Ward(int(words[0]), words[1], words[3], mark_of(token, launches))
-            elif sign == "-":
-                wards.pop(int(words[0]), None)
-            elif line == "bye\n":
-                return [], launches, True
-    return list(wards.values()), launches, False
+            if line == "bye\n":
+                sys.exit()
+            leader, *told = line[1:].rstrip("\n").split(" ", 3)
+            if line.startswith("+"):
+                wards[int(leader)] = told
+                launches = int(told[1])
+            else:
+                wards.pop(int(leader), None)
+    return wards, launches
 
 
-def find_untold(token: str, launches: int) -> list[Ward]:
+def begin_endings(wards: Mapping[int, Sequence[str]], mark: str, rules: StopRules) -> list[Ending]:
+    """Ask each group to end of which anything still runs."""
+    endings = []
+    for leader, (started, launch, folder) in wards.items():
+        group = OrphanedGroup(leader, f"{mark}{launch}".encode())
+        is_another = group.started is not None and started not in ("?", group.started)
+        if group.members() and not is_another:
+            endings.append(Ending(group, replace(rules, folder=folder), time.monotonic()))
+    return endings
+
+
+def find_untold(mark: bytes, rules: StopRules) -> list[Ending]:
     """The training that was launched as the runner was killed, and of which it could not tell any more."""
-    mark = mark_of(token, launches + 1)
-    found = [info for info in map(process_info, filter(lambda pid: has_mark(pid, mark), all_pids())) if info]
-    return [Ward(info.pid, info.started, "", mark) for info in found if info.group == info.pid]
+    leaders = [each.pid for each in processes() if each.group == each.pid and has_mark(each.pid, mark)]
+    return [Ending(OrphanedGroup(leader, mark), rules, time.monotonic()) for leader in leaders]
 
 
-def mark_of(token: str, launch: int) -> bytes:
-    return f"{MARK}={token}:{launch}".encode()
-
-
-def has_mark(pid: int, mark: bytes) -> bool:
-    with contextlib.suppress(OSError), open(f"/proc/{pid}/environ", "rb") as file:
-        return mark in file.read().split(b"\0")
-    return False
-
-
-def end_all(wards: Sequence[Ward], rules: StopRules, find_more: Callable[[], list[Ward]]) -> None:
+def end_all(endings: list[Ending], find_more: Callable[[], list[Ending]]) -> None:
     """End groups side by side, as a stop does: signal, grace, KILL. For some looks more of them may be found: for an
     instant after its fork a training has the runner's environment still."""
-    endings: list[Ending] = []
-    waiting = list(wards)
     looks = UNTOLD_LOOKS
-    while endings or waiting or looks:
+    while endings or looks:
         if looks:
             more = find_more()
-            waiting += more
+            endings += more
             looks = 0 if more else looks - 1
-        endings += filter(None, (end_of(ward, rules) for ward in waiting))
-        waiting = []
         time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
-        now = time.monotonic()
         for each in endings:
-            each.step(now)
+            each.step(time.monotonic())
         endings = [each for each in endings if not each.given_up and each.group.members()]
-
-
-def end_of(ward: Ward, rules: StopRules) -> Optional[Ending]:
-    """The end of a group, once begun; None where nothing of it runs any more."""
-    group = OrphanedGroup(ward)
-    is_another = group.started is not None and ward.started not in ("?", group.started)
-    if is_another or not group.members():
-        return None
-    return Ending(group, replace(rules, folder=ward.folder), time.monotonic())
 
 
 # --------------------------------------------------------------------------------------------------- views
@@ -4548,7 +4305,14 @@ class Batch:
         launcher = shlex.split(options.launcher or options.command)
         if options.command and os.path.basename(launcher[0]).startswith("python"):
             launcher = []
-        self.rules = StopRules(options.stop_signal, options.grace, tuple(launcher), "", options.checkpoints)
+        self.rules = StopRules(
+            options.stop_signal,
+            options.grace,
+            tuple(launcher),
+            checkpoints=options.checkpoints,
+            timeout=options.timeout,
+            stall=options.stall,
+        )
         recorder.on_write_error = lambda path, error: self.events.put(lambda: self.on_write_error(path, error))
 
     def run(self) -> int:
@@ -4774,8 +4538,7 @@ class Batch:
         for attempt in list(self.running):
             process = attempt.process
             process.step(time.monotonic())
-            if process.has_news:
-                process.has_news = False
+            if any(tee.announced for tee in attempt.tees):
                 self.take_news(attempt)
             for text in process.remarks:
                 self.say(f"{attempt.result.config_name}: {text}")
@@ -4913,7 +4676,7 @@ class Batch:
         Raises OSError, RuntimeError and UsageError; then nothing runs, and nothing of this attempt is left."""
 
         def post(message: Message) -> None:
-            self.events.put(lambda: attempt.process.hear(message))  # a Tee has nothing to tell before it begins
+            self.events.put(lambda: message(attempt.process))  # a Tee has nothing to tell before it begins
 
         launch = Launch(post)
         logs: dict[str, Log] = {}
@@ -4935,10 +4698,9 @@ class Batch:
         # From here on there is a training: nothing below may fail before it is known to the loop.
         if self.guardian:
             self.guardian.tell_started(group, attempt.folder)
-        limits = Limits(self.options.timeout, self.options.stall)
         rules = replace(self.rules, folder=attempt.folder)
         attempt.tees = launch.tees
-        attempt.process = Process(group, launch.tees, launch.wake, limits, rules, time.monotonic())
+        attempt.process = Process(group, launch, rules, time.monotonic())
         attempt.metadata.update(pid=group.leader, pid_started=group.started)
         self.running.append(attempt)
         self.begin(attempt, logs)
@@ -4977,7 +4739,7 @@ class Batch:
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
-            tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream], follow)
+            tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream].read, follow)
         self.look_at_code(result, metadata)
         begins = "started" if up.how is How.STARTS else up.words
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
@@ -5052,8 +4814,8 @@ class Batch:
         process = attempt.process
         if self.guardian:
             self.guardian.tell_ended(process.group)
-        process.close()
         if not process.is_stuck:
+            process.launch.close()
             self.free.append(attempt.slot)
         elif not self.free and not self.running:
             self.stop_launching("no slot is left: what ran in them can't be killed")

@@ -10,10 +10,11 @@ import subprocess
 import tempfile
 import unittest
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional
 
-from run_experiments import Exit, Group, Limits, Message, Phase, Process, StopRules, Topic
+from run_experiments import Exit, Group, Launch, Phase, Process, StopRules
 
 INT, TERM, KILL, USR1 = signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGUSR1
 LEADER, WORKER = 2_000_000_001, 2_000_000_002  # no process has such a pid
@@ -56,9 +57,14 @@ class FakeGroup(Group):
         self.alive = [pid for pid in self.alive if pid != LEADER]
 
 
-class FakeStream:
-    def __init__(self, stream: str, now: float) -> None:
-        self.stream, self.is_busy, self.quiet_since, self.is_draining = stream, False, now, False
+class FakeLaunch(Launch):
+    """Streams that are quiet since when the test says so."""
+
+    def __init__(self, now: float) -> None:
+        self.quiet, self.is_draining = now, False
+
+    def quiet_since(self) -> float:
+        return self.quiet
 
     def drain(self) -> None:
         self.is_draining = True
@@ -66,16 +72,21 @@ class FakeStream:
 
 class PhaseCase(unittest.TestCase):
     def begin(
-        self, group: FakeGroup, rules: Optional[StopRules] = None, now: float = 100.0, **limits: float
+        self,
+        group: FakeGroup,
+        rules: Optional[StopRules] = None,
+        now: float = 100.0,
+        timeout: Optional[float] = None,
+        stall: Optional[float] = None,
     ) -> Process:
         self.group = group
-        self.streams = [FakeStream("stdout", now), FakeStream("stderr", now)]
+        self.streams = FakeLaunch(now)
         rules = rules or StopRules("INT", grace=10.0)
-        return Process(group, self.streams, (), Limits(**limits), rules, now)
+        return Process(group, self.streams, replace(rules, timeout=timeout, stall=stall), now)
 
     def end_streams(self, process: Process) -> None:
         for name in ("stdout", "stderr"):
-            process.hear(Message(Topic.ENDED, name))
+            process.on_end(name, is_at_end=True)
 
     def at(
         self, process: Process, now: float, phase: Optional[Phase] = None, got: Optional[Sequence[int]] = None
@@ -95,11 +106,11 @@ class OwnEndTest(PhaseCase):
         self.assertEqual(process.deadline, math.inf)
         self.group.end(3)
         self.at(process, 102.0, Phase.DRAINING)
-        self.assertTrue(all(each.is_draining for each in self.streams))
+        self.assertTrue(self.streams.is_draining)
         self.assertEqual((process.ended_at, process.deadline), (102.0, math.inf))
-        process.hear(Message(Topic.ENDED, "stdout"))
+        process.on_end("stdout", is_at_end=True)
         self.at(process, 5000.0, Phase.DRAINING)  # however slow the disk is
-        process.hear(Message(Topic.ENDED, "stderr"))
+        process.on_end("stderr", is_at_end=True)
         self.at(process, 5001.0, Phase.OVER)
         self.assertEqual((process.remarks, process.warnings, process.reason, self.group.got), ([], [], "", []))
 
@@ -142,7 +153,7 @@ class OwnEndTest(PhaseCase):
         self.group.end()
         process.step(101.0)
         for name in ("stdout", "stderr"):
-            process.hear(Message(Topic.LEFT_OPEN, name))
+            process.on_end(name, is_at_end=False)
         self.at(process, 102.0, Phase.OVER)
         self.assertEqual(process.remarks, ["a process outside its group still holds its output, left alone"])
         self.assertEqual((process.failed_logs, process.warnings), ({}, []))
@@ -150,7 +161,7 @@ class OwnEndTest(PhaseCase):
     def test_a_log_that_fails_is_kept_by_its_first_error_and_ends_nothing(self) -> None:
         process = self.begin(FakeGroup())
         for text in ("No space left on device", "Input/output error"):
-            process.hear(Message(Topic.LOG_FAILED, "stdout", "stdout.log", text))
+            process.on_log_failure("stdout.log", text)
         self.at(process, 101.0, Phase.RUNNING)
         self.assertEqual(process.failed_logs, {"stdout.log": "No space left on device"})
         self.assertEqual(process.warnings, ["stdout.log is incomplete: No space left on device"])
@@ -195,7 +206,7 @@ class StopTest(PhaseCase):
         self.assertTrue(process.is_stuck)
         self.assertEqual(process.reason, "can't be killed: pid 2000000001")
         self.assertEqual(process.next_look(), math.inf)
-        self.assertTrue(all(each.is_draining for each in self.streams))
+        self.assertTrue(self.streams.is_draining)
 
     def test_a_training_that_ends_on_the_signal_gets_no_other(self) -> None:
         process = self.stopped(FakeGroup(WORKER, dies_of=[INT]))
@@ -256,7 +267,7 @@ class StopTest(PhaseCase):
         self.at(process, 102.5, got=[KILL])
         self.group.alive = []
         self.at(process, 102.6, Phase.DRAINING)
-        process.hear(Message(Topic.ENDED, "stderr"))
+        process.on_end("stderr", is_at_end=True)
         self.at(process, 112.5, Phase.DRAINING)
         self.at(process, 112.6, Phase.OVER)
         self.assertEqual(process.failed_logs, {"stdout.log": "the disk did not take all of it in time"})
@@ -366,7 +377,7 @@ class LimitTest(PhaseCase):
 
     def test_output_moves_the_deadline_of_a_stall(self) -> None:
         process = self.begin(FakeGroup(), stall=30.0)
-        self.streams[1].quiet_since = 120.0
+        self.streams.quiet = 120.0
         self.at(process, 130.0, Phase.RUNNING)
         self.assertEqual(process.deadline, 150.0)
         self.at(process, 150.0, Phase.STOPPING)
@@ -374,10 +385,10 @@ class LimitTest(PhaseCase):
 
     def test_a_stream_that_a_slow_disk_holds_up_is_no_silence(self) -> None:
         process = self.begin(FakeGroup(), stall=30.0)
-        self.streams[0].is_busy = True
+        self.streams.quiet = math.inf
         self.at(process, 500.0, Phase.RUNNING)
         self.assertEqual(process.deadline, 530.0)
-        self.streams[0].is_busy, self.streams[0].quiet_since = False, 520.0
+        self.streams.quiet = 520.0
         self.at(process, 530.0, Phase.RUNNING)
         self.at(process, 550.0, Phase.STOPPING)
 
@@ -392,7 +403,7 @@ class LimitTest(PhaseCase):
         process.suspend(3600.0, 3705.0)
         self.at(process, 3730.0, Phase.RUNNING)
         self.assertEqual(process.deadline, 3735.0)  # silence counts anew
-        self.streams[0].quiet_since = 3785.0
+        self.streams.quiet = 3785.0
         self.at(process, 3735.0, Phase.RUNNING)
         self.at(process, 3789.9, Phase.RUNNING)
         self.at(process, 3790.0, Phase.STOPPING)
@@ -418,7 +429,7 @@ class LimitTest(PhaseCase):
         self.at(process, 9000.0, Phase.RUNNING)
         process.set_queued(False, 9000.0)
         self.assertEqual(process.deadline, 9030.0)
-        self.streams[0].quiet_since = 9080.0
+        self.streams.quiet = 9080.0
         self.at(process, 9089.9, Phase.RUNNING)
         self.at(process, 9090.0, Phase.STOPPING)
         self.assertEqual(process.reason, "not done after 1m30s (--timeout)")

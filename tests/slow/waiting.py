@@ -24,7 +24,7 @@ def read(*_):
         late.add(threading.get_ident())
         time.sleep(0.2)
 
-before("read", read)
+before("readv", read)
 """  # a fault: after a suspension, the runner's loop runs before its readers do
 
 
