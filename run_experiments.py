@@ -2892,7 +2892,8 @@ class Guardian:
 
     def tell_started(self, group: Group, folder: str) -> None:
         self.launches += 1
-        self.tell(f"+{group.leader} {group.started or '?'} {self.launches} {os.path.abspath(folder)}")
+        told = (group.leader, group.started or "?", self.launches, os.path.abspath(folder))
+        self.tell("+" + "\t".join(map(str, told)))  # `ps` writes a start with blanks
 
     def tell_ended(self, group: Group) -> None:
         self.tell(f"-{group.leader}")
@@ -2971,11 +2972,11 @@ def read_wards(pipe: int) -> tuple[dict[int, list[str]], int]:
         for line in lines:
             if line == "bye\n":
                 sys.exit()
-            leader, *told = line[1:].rstrip("\n").split(" ", 3)
+            leader, *told = line[1:].rstrip("\n").split("\t", 3)
             if line.startswith("+"):
                 wards[int(leader)] = told
                 launches = int(told[1])
-            else:
+            elif line.startswith("-"):  # else it is the rest of a directory's name
                 wards.pop(int(leader), None)
     return wards, launches
 
