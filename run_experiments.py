@@ -2326,18 +2326,20 @@ class Tee(threading.Thread):
     costs nothing. Nothing is queued: a slow disk slows the training, and never fills the memory."""
 
     def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
-        """`wake` is at its end once the group is gone: only what the pipe holds then is still read."""
+        """`wake` is at its end once `is_draining` was set."""
         super().__init__(name=f"tee {stream}", daemon=True)
-        self.stream, self.source, self.wake, self.post = stream, source, wake, post
+        self.stream, self.source, self.post = stream, source, post
         self.begun: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is a training
         self.label = stream.upper()
         self.rest = b""  # the unfinished line
         self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
         self.announced = False  # the loop has been told of news, and has not taken them yet
         self.failed: set[str] = set()  # the logs of which it was told
-        self.left = math.inf  # bytes that are still to be read; known once the group is gone
+        self.is_draining = False  # the group is gone: only what the pipe holds now is still read
+        self.left = math.inf  # so many bytes of it
         self.buffer = memoryview(bytearray(BLOCK))  # used again: new ones of this size tear the heap to pieces
         self.quiet_since = math.inf  # when it began to wait for output; infinite while it has some in hand
+        os.set_blocking(source, False)  # a poll before each read would halve the speed of small writes
         self.poll = select.poll()
         self.poll.register(source, select.POLLIN)
         self.poll.register(wake, select.POLLIN)
@@ -2370,17 +2372,21 @@ class Tee(threading.Thread):
 
     def next_block(self) -> bytes:
         """Some bytes of the stream; none at its end, or when all is read that a group has left."""
-        if self.left == math.inf:
-            self.quiet_since = time.monotonic()
-            ready = dict(self.poll.poll())
-            self.quiet_since = math.inf
-            if self.wake in ready:
+        while True:
+            if self.is_draining and self.left == math.inf:
                 waiting = fcntl.ioctl(self.source, termios.FIONREAD, bytes(4))
                 self.left = int.from_bytes(waiting, sys.byteorder)
-        room = int(min(BLOCK, self.left))
-        size = os.readv(self.source, [self.buffer[:room]]) if room else 0
-        self.left -= size
-        return bytes(self.buffer[:size])
+            if not self.left:
+                return b""
+            try:
+                size = os.readv(self.source, [self.buffer[: int(min(BLOCK, self.left))]])
+            except BlockingIOError:
+                self.quiet_since = time.monotonic()
+                self.poll.poll()
+                self.quiet_since = math.inf
+                continue
+            self.left -= size
+            return bytes(self.buffer[:size])
 
     def take(self, block: bytes, is_end: bool = False) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
@@ -2481,7 +2487,9 @@ class Launch:
 
     def drain(self) -> None:
         """The group is gone: each stream ends once its Tee has what the pipe holds now."""
-        os.close(self.wake[1])
+        for tee in self.tees:
+            tee.is_draining = True
+        os.close(self.wake[1])  # which wakes those that wait
 
     def close(self) -> None:
         """Both streams have ended; a Tee that hangs in a write still has use for the pipe."""
@@ -2691,7 +2699,8 @@ class Guardian:
 
     def tell_started(self, group: Group, folder: str) -> None:
         self.launches += 1
-        self.tell(f"+{group.leader} {group.started or '?'} {self.launches} {os.path.abspath(folder)}")
+        told = (group.leader, group.started or "?", self.launches, os.path.abspath(folder))
+        self.tell("+" + "\t".join(map(str, told)))  # `ps` writes a start with blanks
 
     def tell_ended(self, group: Group) -> None:
         self.tell(f"-{group.leader}")
@@ -2770,11 +2779,11 @@ def read_wards(pipe: int) -> tuple[dict[int, list[str]], int]:
         for line in lines:
             if line == "bye\n":
                 sys.exit()
-            leader, *told = line[1:].rstrip("\n").split(" ", 3)
+            leader, *told = line[1:].rstrip("\n").split("\t", 3)
             if line.startswith("+"):
                 wards[int(leader)] = told
                 launches = int(told[1])
-            else:
+            elif line.startswith("-"):  # else it is the rest of a directory's name
                 wards.pop(int(leader), None)
     return wards, launches
 
