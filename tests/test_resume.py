@@ -364,9 +364,9 @@ class PlanTest(ResumeCase):
         self.body("sys.exit(1)")
         self.forked("--configs", "a.py", *args, expect=1)
         self.body("print(batch_size, max_iters)\nsys.exit(1)")
-        for name in ("", "experiment_summary.json"):
+        for name in ("report.html", "experiment_summary.json"):
             with self.subTest(lost=name):
-                (self.batch() / (name or "report.html")).unlink()
+                (self.batch() / name).unlink()
                 self.resume(expect=1)
                 for number in (1, 2, 3):
                     self.assertTrue(self.log(f"a__batch_size_{number}").endswith(f"\n{number} 9\n".encode()))
