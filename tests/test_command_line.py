@@ -274,6 +274,23 @@ class DryRunTest(CommandLineCase):
         self.assertRegex(lines[2], r"^# broken: .*broken\.py, line 2.*b = = 2")
         self.assertEqual(lines[3:], ["# 1 of 2 experiments would run"])
 
+    def test_what_is_odd_is_said_by_a_dry_run_and_by_a_run(self) -> None:
+        (self.dir / "train_run.py").rename(self.dir / "train.py")
+        for name, code in (
+            ("near", "seed = 2\nlearning_rat = 1"),
+            ("tunes", "init_from = 'resume'"),
+            ("model", "import math"),
+        ):
+            self.config(f"odd/{name}", code)
+        expected = ["the training script is train.py: there is no train_run.py"]
+        expected += ["left out, sets no setting of train.py: odd/model.py"]
+        expected += ["warning: odd/near.py: config sets 'learning_rat', which train.py doesn't have"]
+        expected += ["warning: odd/tunes.py: init_from = 'resume' needs a checkpoint in the experiment's directory"]
+        for words, mark in ((["--dry_run"], "# "), ([], r"\S+ \S+ ")):
+            said = self.forked(*words, "--configs", "odd/*.py").stdout
+            for text in expected:
+                self.assertRegex(said, f"(?m)^{mark}{re.escape(text)}")
+
 
 class QuietTest(CommandLineCase):
     def test_quiet_prints_nothing_when_all_went_well(self) -> None:
