@@ -202,8 +202,8 @@ class MetricsTest(RunnerCase):
         curves = json.loads(match[1])["curves"]
         return curves[0]["val"] if curves else None
 
-    def test_the_page_draws_what_the_patterns_read(self) -> None:
-        self.config("a", "for n in range(3):\n    print(f'it={n} nll={n + 0.5}')")
+    def test_the_page_draws_what_the_patterns_read_on_stderr_too(self) -> None:
+        self.config("a", "for n in range(3):\n    print(f'it={n} nll={n + 0.5}', file=sys.stderr)")
         self.forked("--configs", "a.py", "--metrics", r"it=(?P<step>\d+) nll=(?P<val_loss>\S+)")
         self.assertEqual(self.drawn(), [[0, 0.5], [1, 1.5], [2, 2.5]])
 
