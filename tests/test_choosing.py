@@ -18,6 +18,7 @@ class ChoosingTest(PlanCase):
             {
                 "bench.py": "seed = 1\n" + END,
                 "model.py": "import math\nclass GPT:\n    pass\n",
+                "configurator.py": "import sys\n",
                 "small.py": "seed = 2\n",
                 "baseline.py": "# all as it is\n",
                 "__init__.py": "",
@@ -31,10 +32,12 @@ class ChoosingTest(PlanCase):
         return runner.expand_configs(patterns, runner.Planner(self.trainer), self.said)
 
     def test_scripts_and_modules_are_left_out_of_a_pattern(self) -> None:
+        os.symlink(runner.__file__, "run_experiments.py")
         expected = ["baseline.py", "broken.py", "opaque.py", "small.py"]
         self.assertEqual(self.expand("*.py"), expected)
         left_out = [line.rpartition(" ")[2] for line in self.said]
-        self.assertEqual(left_out, ["__init__.py", "bench.py", "model.py", "train_run.py"])
+        programs = ["bench.py", "configurator.py", "model.py", "run_experiments.py", "train_run.py"]
+        self.assertEqual(left_out, ["__init__.py", *programs])
 
     def test_of_what_the_shell_may_have_expanded_scripts_are_left_out(self) -> None:
         self.assertEqual(self.expand("bench.py", "model.py", "small.py"), ["model.py", "small.py"])

@@ -106,6 +106,9 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "a.py", "--launcher", "env {job}"], ["{job}"]),
     (["--configs", "a.py", "--launcher", "''"], ["--launcher"]),
     *((["--configs", "a.py", "--launcher", f"env {brace}"], ["{"]) for brace in ("{}", "{", "{a b}")),
+    (["--configs", "a.py", "--shard", "5/4"], ["--shard", "5/4"]),
+    (["--configs", "a.py", "--metrics", "("], ["--metrics", "not a regular expression: ("]),
+    (["--command", "nosuchprogram {dir}"], ["not found: nosuchprogram"]),
     (["--configs", "a.py", "--stop_signal", "KILL"], ["--stop_signal", "KILL"]),
     (["--configs", "a.py", "--stop_signal", "NOSUCH"], ["--stop_signal", "NOSUCH"]),
     (["--resume"], ["experiments"]),
@@ -278,6 +281,23 @@ class DryRunTest(CommandLineCase):
         self.assertRegex(lines[0], r"^# a: starts")
         self.assertRegex(lines[2], r"^# broken: .*broken\.py, line 2.*b = = 2")
         self.assertEqual(lines[3:], ["# 1 of 2 experiments would run"])
+
+    def test_what_is_odd_is_said_by_a_dry_run_and_by_a_run(self) -> None:
+        (self.dir / "train_run.py").rename(self.dir / "train.py")
+        for name, code in (
+            ("near", "seed = 2\nlearning_rat = 1"),
+            ("tunes", "init_from = 'resume'"),
+            ("model", "import math"),
+        ):
+            self.config(f"odd/{name}", code)
+        expected = ["the training script is train.py: there is no train_run.py"]
+        expected += ["left out, sets no setting of train.py: odd/model.py"]
+        expected += ["warning: odd/near.py: config sets 'learning_rat', which train.py doesn't have"]
+        expected += ["warning: odd/tunes.py: init_from = 'resume' needs a checkpoint in the experiment's directory"]
+        for words, mark in ((["--dry_run"], "# "), ([], r"\S+ \S+ ")):
+            said = self.forked(*words, "--configs", "odd/*.py").stdout
+            for text in expected:
+                self.assertRegex(said, f"(?m)^{mark}{re.escape(text)}")
 
 
 class QuietTest(CommandLineCase):

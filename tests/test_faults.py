@@ -25,7 +25,7 @@ class FullDiskTest(RunnerCase):
         for name, (code, _) in cases.items():
             self.config(name, f"{code}\nsys.stdout.flush()\nopen('{name}_done', 'w').close()")
         configs = [f"{name}.py" for name in cases]
-        done = self.run_runner("--configs", *configs, expect=0, preexec_fn=limit(resource.RLIMIT_FSIZE, big))
+        done = self.run_runner("--quiet", "--configs", *configs, expect=0, preexec_fn=limit(resource.RLIMIT_FSIZE, big))
         for name, (_, log) in cases.items():
             with self.subTest(name):
                 self.assertTrue((self.dir / f"{name}_done").exists(), "the training was stopped")
@@ -35,9 +35,10 @@ class FullDiskTest(RunnerCase):
                 if log:
                     self.assertFalse(complete[log], "the test did not fill the log")
                     for text in (done.stdout, self.master_log()):
-                        self.assertRegex(text, rf"{name}: {log}\.log is incomplete: File too large")
+                        self.assertRegex(text, rf"{name}: (warning: )?{log}\.log is incomplete: File too large")
                     self.assertRegex("\n".join(self.result(name)["warnings"]), rf"{log}\.log.*File too large")
         self.assertEqual(self.log("lines"), b"x\n" * 6000 + b"\n")  # combined.log failed, stdout.log went on
+        self.assertNotIn("small", done.stdout)
         self.assertEqual((self.log("small"), self.result("small")["warnings"]), (b"fits\n", []))
         self.assertRegex(self.forked("--status").stdout, r"stdout\.log.*File too large")
         self.assertIn("File too large", (self.batch() / "report.html").read_text())

@@ -104,6 +104,8 @@ class CoresTest(EnvironmentCase):
             self.assertEqual(self.environment_set(name), {"OMP_NUM_THREADS": threads})
         self.assertEqual(self.master_log().count("OMP_NUM_THREADS="), 1)
         self.assertIn(f"OMP_NUM_THREADS={threads}", out)
+        self.forked("--configs", "a.py", "--jobs", 4 * self.cores)
+        self.assertEqual(self.found("a")[-1], {"OMP_NUM_THREADS": "1"})
 
     def test_one_at_a_time_a_launcher_and_a_choice_of_the_users_leave_it_alone(self) -> None:
         self.config("a", SHOW)

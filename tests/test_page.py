@@ -202,6 +202,12 @@ class HeadTest(unittest.TestCase):
         self.assertIn('<span class="dot timeouts">1 timeout</span><span class="dot errors">2 errors</span>', text)
         self.assertNotIn("0 completed", text)
 
+    def test_what_is_not_known_is_not_told(self) -> None:
+        text = page([row("a")])
+        self.assertNotIn("None", text.split("<script>")[0])
+        self.assertNotIn("Commit", text)
+        self.assertIn("Commit", page([row("a")], commit="abc"))
+
     def test_several_batches_are_listed_with_links_and_what_is_missing_is_said(self) -> None:
         batches = [
             {

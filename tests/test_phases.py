@@ -360,6 +360,18 @@ class CheckpointTest(PhaseCase):
         self.grow()
         self.at(process, 201.5, got=[INT, TERM, KILL])
 
+    def test_a_timeout_and_a_stall_wait_as_a_stop_does(self) -> None:
+        for limit in ("timeout", "stall"):
+            with self.subTest(limit):
+                self.grow()
+                rules = StopRules("INT", 10.0, folder=str(self.dir), checkpoints="ckpt*.pt")
+                process = self.begin(FakeGroup(), rules, **{limit: 90.0})
+                self.at(process, 190.0, Phase.STOPPING, [])
+                self.grow()
+                self.at(process, 190.25, Phase.STOPPING, [])
+                self.at(process, 190.5, Phase.STOPPING, [INT])
+                self.assertIn(limit, process.reason)
+
     def test_a_training_that_ends_while_its_stop_waits_needs_no_signal(self) -> None:
         self.grow()
         process = self.stopped()

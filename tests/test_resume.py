@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from tests.support import CHILD_TOOLS, RunnerCase, wait_for
+from tests.support import CHILD_TOOLS, Forked, RunnerCase, wait_for
 
 KEPT = "init_from = 'scratch'\nmax_iters = 10\nbatch_size = 8\nword = 'x'"  # a trainer that can continue
 BEGAN = (
@@ -100,6 +100,15 @@ class HowTest(ResumeCase):
         (self.dir / "a.py").unlink()
         self.resume()
         self.assertIn(b"began resume 5", self.log("a"))
+
+    def test_it_works_from_another_directory(self) -> None:
+        self.config("a")
+        self.stop_first()
+        elsewhere = self.dir / "elsewhere"
+        elsewhere.mkdir()
+        done = Forked(elsewhere, "--resume", self.batch()).ended()
+        self.assertEqual((done.returncode, self.result("a")["status"]), (0, "completed"), done.stderr)
+        self.assertEqual(list(elsewhere.iterdir()), [])
 
     def test_options_given_now_are_laid_over_and_recorded(self) -> None:
         self.config("a")
@@ -354,10 +363,13 @@ class PlanTest(ResumeCase):
         args = ["--sweep", "batch_size=1,2,3", "--max_iters", "9"]
         self.body("sys.exit(1)")
         self.forked("--configs", "a.py", *args, expect=1)
-        self.body("print(batch_size, max_iters)")
-        self.resume()
-        for number in (1, 2, 3):
-            self.assertTrue(self.log(f"a__batch_size_{number}").endswith(f"\n{number} 9\n".encode()))
+        self.body("print(batch_size, max_iters)\nsys.exit(1)")
+        for name in ("report.html", "experiment_summary.json"):
+            with self.subTest(lost=name):
+                (self.batch() / name).unlink()
+                self.resume(expect=1)
+                for number in (1, 2, 3):
+                    self.assertTrue(self.log(f"a__batch_size_{number}").endswith(f"\n{number} 9\n".encode()))
 
     def test_without_a_name_it_is_the_newest_batch_and_with_one_it_is_that(self) -> None:
         self.config("a")

@@ -79,6 +79,10 @@ class SignalTest(StopCase):
         self.assertFalse((self.batch() / "c_waits").exists(), "an experiment was started after the signal")
         for text in (out, self.master_log()):
             self.assertRegex(text, rf"{number.name}: stopping")
+            again = "Ctrl+C again" if number is signal.SIGINT else "once more"
+            self.assertRegex(
+                text, rf"TERM sent to 1 training; KILL in 10 ?s \(--grace\); {re.escape(again)} to kill now\n"
+            )
             self.assertRegex(text, r"a_done +completed[^\0]*b_runs +interrupted[^\0]*c_waits +pending")
             self.assertIn("1 completed, 1 interrupted, 1 pending", text)
 
@@ -271,6 +275,18 @@ class LeftBehindTest(StopCase, FaultyCase):
             "".join(result["warnings"]), rf"killed what it left behind: pid {child} \(.*train_run\.py one\.py"
         )
         self.assertFalse(is_running(child))
+
+    def test_a_worker_alone_that_is_killed_is_the_trainings_own_affair(self) -> None:
+        """As where a memory limit's killer takes a worker only: the training tells of it and ends, or goes on."""
+        worker = (
+            "pid = os.fork()\nif not pid:\n    os.kill(os.getpid(), signal.SIGKILL)\ncode = os.waitpid(pid, 0)[1]\n"
+        )
+        self.config("ends", worker + "raise RuntimeError(f'worker is killed by signal {code}')")
+        self.config("goes_on", worker + "print('on')")
+        self.forked("--configs", "ends.py", "goes_on.py", expect=1)
+        self.assertEqual(self.statuses(), {"ends": "failed", "goes_on": "completed"})
+        self.assertEqual(self.result("ends")["error"], "exit code 1: RuntimeError: worker is killed by signal 9")
+        self.assertEqual(self.log("goes_on"), b"on\n")
 
     def test_what_stays_in_the_group_is_killed_and_a_daemon_that_holds_the_output_is_not_waited_for(self) -> None:
         flood = "def flood():\n    while True:\n        os.write(1, b'flood\\n' * 1000)\n        os.write(2, b'flood\\n' * 1000)\n"

@@ -97,11 +97,13 @@ class StatusTest(RunnerCase):
 
 
 class MetricsTest(RunnerCase):
-    def test_a_comment_that_the_configurator_echoes_is_no_metric(self) -> None:
-        self.strict_trainer(SETTINGS, step(1000))
+    def test_a_line_of_the_config_or_the_script_that_is_echoed_is_no_metric(self) -> None:
+        echoes = "print('''\nstep 7: train loss 0.1, val loss 0.1\n''')\n"  # a line of its own text
+        self.strict_trainer(SETTINGS, echoes + step(1000))
         self.config("a", "# tried before: step 5000: train loss 0.9000, val loss 0.5000\n")
         self.forked("--configs", "a.py")
-        self.assertIn(b"step 5000: train loss 0.9000", self.log("a"))
+        for line in (b"step 5000: train loss 0.9000", b"step 7: train loss 0.1"):
+            self.assertIn(line, self.log("a"))
         metrics = self.result("a")["metrics"]
         self.assertEqual((metrics["step"], metrics["best_val_loss"]), (1000, 2.0))
 
@@ -279,7 +281,7 @@ class AgainTest(RunnerCase):
         self.assertIn("error: --again: only with --resume", err)
         out = self.forked("--resume", self.name, "--max_iters", "5000").stdout
         for name in ("saves", "bare"):
-            self.assertIn(f"{name}: completed, left alone", out)
+            self.assertIn(f"{name}: completed, left alone by what is overridden now", out)
         self.forked("--resume", self.name, "--again", "ba*", "nothing")
         attempts = {name: result["attempts"] for name, result in self.summary()["results"].items()}
         self.assertEqual(attempts, {"saves": 1, "bare": 2})

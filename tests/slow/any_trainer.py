@@ -51,6 +51,18 @@ SUBCOMMANDS = Trainer(
     results={"tiny": (6, 5 / 6, 2.0)},
     commands={"tiny": "--train.min_lr=1"},
 )
+DOTTED = Trainer(
+    script="dotted.py",
+    arguments="{dir} {config} {overrides}",
+    options=["--continue_with", "--checkpoint={checkpoint}", "--checkpoints", "model_*.pt"]
+    + ["--trainer.max_iters", "4", "--sweep", "optimizer.lr=1e-3,1e-4"],
+    config=("base.yaml", "trainer:\n  max_iters: 100\noptimizer:\n  # a comment\n  lr: 0.1\n"),
+    results={"base__optimizer.lr_1e-3": (4, 0.501, 0.751), "base__optimizer.lr_1e-4": (4, 0.5001, 0.7501)},
+    commands={
+        "base__optimizer.lr_1e-3": "base.yaml --trainer.max_iters=4 --optimizer.lr=1e-3",
+        "base__optimizer.lr_1e-4": "base.yaml --trainer.max_iters=4 --optimizer.lr=1e-4",
+    },
+)
 HYDRA = Trainer(
     script="hydra_like.py",
     arguments="run.dir={dir} {overrides:hydra}",
@@ -62,6 +74,14 @@ HYDRA = Trainer(
         "run__steps_4__model.depth_2": " optimizer.lr=0 steps=4 model.depth=2",
         "run__steps_5__model.depth_10": " optimizer.lr=0 steps=5 model.depth=10",
     },
+)
+JSON_LINES = Trainer(
+    script="json_lines.py",
+    arguments="{config} --workdir {dir} {overrides}",
+    options=["--continue_with=--restore", "--checkpoints", "last*.json", "--sweep", "layers=[1,2],[4]"],
+    config=("small.json", '{"lr": 0.5, "layers": [1], "steps": 4}'),
+    results={"small__layers__1_2_": (4, 1.25, 2.25), "small__layers__4_": (4, 1.5, 2.5)},
+    commands={"small__layers__1_2_": "'--layers=[1,2]'", "small__layers__4_": "'--layers=[4]'"},
 )
 BARS = Trainer(
     script="bars.py",
@@ -75,7 +95,7 @@ BARS = Trainer(
 
 
 class AnyTrainerTest(RunnerCase):
-    """Four makes: run, interrupted in step 3, continued from a checkpoint, completed; each with its losses read."""
+    """Six makes: run, interrupted in step 3, continued from a checkpoint, completed; each with its losses read."""
 
     def command_of(self, trainer: Trainer) -> list[str]:
         words = ["--command", f"{sys.executable} {TRAINERS / trainer.script} {trainer.arguments}"]
@@ -125,6 +145,12 @@ class AnyTrainerTest(RunnerCase):
 
     def test_argparse_with_subcommands_and_a_toml_file(self) -> None:
         self.check(SUBCOMMANDS)
+
+    def test_a_yaml_file_and_dotted_keys(self) -> None:
+        self.check(DOTTED)
+
+    def test_a_json_file_and_json_lines(self) -> None:
+        self.check(JSON_LINES)
 
     def test_key_value_as_hydra_has_it(self) -> None:
         self.check(HYDRA)
@@ -176,8 +202,8 @@ class MetricsTest(RunnerCase):
         curves = json.loads(match[1])["curves"]
         return curves[0]["val"] if curves else None
 
-    def test_the_page_draws_what_the_patterns_read(self) -> None:
-        self.config("a", "for n in range(3):\n    print(f'it={n} nll={n + 0.5}')")
+    def test_the_page_draws_what_the_patterns_read_on_stderr_too(self) -> None:
+        self.config("a", "for n in range(3):\n    print(f'it={n} nll={n + 0.5}', file=sys.stderr)")
         self.forked("--configs", "a.py", "--metrics", r"it=(?P<step>\d+) nll=(?P<val_loss>\S+)")
         self.assertEqual(self.drawn(), [[0, 0.5], [1, 1.5], [2, 2.5]])
 
@@ -244,7 +270,9 @@ class FirstLooksTest(RunnerCase):
 
     def test_what_differs_of_long_values_is_shown_and_the_same_columns_are_not(self) -> None:
         os.environ["COLUMNS"] = "200"
-        rows = self.table_in(self.long_batch())
+        said = self.long_batch()
+        self.assertEqual(said.splitlines()[-1], f"experiments/{self.batch().name}/report.html")
+        rows = self.table_in(said)
         self.assertRegex(rows[0], r"n_layer +stages")
         self.assertNotIn("learning_rate", rows[0])
         self.assertTrue(all("0.9" not in row for row in rows), rows)

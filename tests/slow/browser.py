@@ -286,6 +286,14 @@ class PageTest(unittest.TestCase):
         self.wait_for_js("document.querySelector('.counts')?.textContent.includes('finished')")
         self.assertIsNone(self.browser.run("data.reload"))
 
+    def test_it_prints_on_white_without_switches_and_links(self) -> None:
+        case = self.case()
+        case.add("a", 4.0, 3.0)
+        self.open(case.page(), dark=True, media="print")
+        self.assertEqual(self.browser.run("getComputedStyle(document.body).backgroundColor"), "rgb(255, 255, 255)")
+        for selector in ("label", "#experiments .f", "#experiments td.f"):
+            self.assertFalse(self.browser.run(f"document.querySelector('{selector}').checkVisibility()"), selector)
+
     def test_ten_settings_fit_a_window_of_1280_pixels(self) -> None:
         case = self.case(state="running")
         keys = (

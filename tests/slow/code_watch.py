@@ -55,7 +55,9 @@ class NoRepositoryTest(CodeCase):
     def test_an_edited_script_is_a_warning_and_a_directory_deeper_down_is_none(self) -> None:
         (self.dir / "deeper").mkdir()
         (self.dir / "deeper" / "model.py").write_text("layers = 2\n")
+        (self.dir / "same.py").write_text("layers = 2\n")
         runner = self.begin()
+        (self.dir / "same.py").write_text("layers = 2\n")
         for name in ("train_run.py", "model.py", "deeper/model.py"):
             with open(self.dir / name, "a") as file:
                 file.write("# changed\n")

@@ -54,6 +54,9 @@ class PartitionTest(ShardCase):
         for count in (1, 2, 4, 9):
             parts = [self.plan_of(f"{index}/{count}") for index in range(1, count + 1)]
             self.assertEqual(sorted(sum(parts, [])), sorted(whole))
+        self.config("deep/one", CODE)
+        self.configs = ["one", "deep/one"]  # no shard has a name to itself
+        self.assertEqual(sorted(self.plan_of("1/2") + self.plan_of("2/2")), sorted(self.plan_of("")))
 
     def test_a_shard_beyond_the_plan_has_nothing_to_do_which_is_no_failure(self) -> None:
         done = self.forked("--configs", "one.py", "--shard", "2/3", expect=0)

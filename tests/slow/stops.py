@@ -52,6 +52,16 @@ await_file("imported")
 signal.signal(signal.SIGTERM, on_term)
 wait_to_be_ended()
 """
+ASKED = """
+def on_term(*_):
+    open("asked", "w").close()
+    await_file("go")
+    save("TERM")
+    print("saved", flush=True)
+    sys.exit(0)
+
+"""
+NO_LINGER = "run_experiments.LINGER = 0.0\n"  # what a training that ended by itself leaves behind is killed at once
 STILL_IMPORTS = """
 try:
     wait_to_be_ended()
@@ -202,17 +212,21 @@ class AutoSignalTest(StoppingCase):
     def test_behind_a_bash_wrapper_the_training_is_asked_and_not_the_wrapper(self) -> None:
         (self.dir / "wrapper.sh").write_text('export WRAPPED=1\n"$@"\necho "wrapper: $?"\n')
         # Bash dies of the TERM at once: what it has started has its grace all the same.
-        slow = "def on_term(*_):\n    await_file('go')\n    save('TERM')\n    sys.exit(0)\n" + HANDLES_TERM
+        slow = HANDLES_TERM.replace("signal.signal", ASKED + "signal.signal")
         self.training("slow", slow)
         self.training("cleans_up", CLEANS_UP)
-        args = ["--grace", FOREVER, "--launcher", f"bash wrapper.sh {sys.executable}"]
-        runner = self.start_ready("slow", "cleans_up", args=args)
+        args = ["--grace", FOREVER, "--launcher", f"bash wrapper.sh {sys.executable}", "--jobs", 2]
+        runner = self.start_faulty(NO_LINGER, "--configs", "slow.py", "cleans_up.py", *args)
+        for name in ("slow", "cleans_up"):
+            self.wait_for_line(name, b"ready\n")
         runner.send_signal(signal.SIGINT)
+        self.await_file("asked")
         self.wait_for_event("cleans_up: interrupted")
         self.go("go")
-        self.ended(runner, 130)
+        self.said(runner, 130)
         self.assert_nothing_runs()
         self.assertEqual((self.saved("slow"), self.saved("cleans_up")), ("TERM", "KeyboardInterrupt"))
+        self.assertEqual((self.log("slow"), self.result("slow")["signal"]), (b"ready\nsaved\n", "SIGTERM"))
 
     def test_workers_in_sessions_of_their_own_are_asked_and_not_the_launcher_that_hands_signals_on(self) -> None:
         lines = ["import signal, subprocess, sys", "def hand_on(number, _):", "    worker.send_signal(number)"]
@@ -307,6 +321,14 @@ class CopyTest(RunnerCase):
             self.assertEqual(left, [])
             self.assertEqual((self.batch() / name / "ckpt.pt").read_text(), "first end")
 
+    def test_none_is_kept_where_there_are_two_checkpoints(self) -> None:
+        code = "init_from = 'scratch'\nprint(sorted(os.listdir(out_dir)), flush=True)\n"
+        code += "for name in ('ckpt_1.pt', 'ckpt_2.pt'):\n    open(os.path.join(out_dir, name), 'w').close()\n"
+        self.config("one", code + "sys.exit(0 if overrides.get('init_from') else 3)")
+        self.forked("--configs", "one.py", "--retries", 1)
+        self.assertIn(b"ckpt_2.pt", self.log("one"))
+        self.assertNotIn(b".kept", self.log("one"))
+
     def test_a_directory_is_copied_as_a_whole(self) -> None:
         code = "import glob\ninit_from = 'scratch'\nplace = os.path.join(out_dir, 'step-1')\n"
         code += "if overrides.get('init_from'):\n"
@@ -326,6 +348,23 @@ class MessageTest(StoppingCase):
         match = re.search(r"(?m)^continue with: (.*)$", out)
         assert match, out
         return match[1]
+
+    def test_the_line_to_continue_works_as_pasted_in_any_shell(self) -> None:
+        place = self.dir / 'it\'s a "test" $HOME'
+        place.mkdir()
+        shutil.copy(self.dir / "train_run.py", place)
+        (place / "one.py").write_text("sys.exit(0 if os.path.exists('go') else 3)\n")
+        shutil.copy(RUNNER, place / "run experiments.py")
+        for shell in filter(shutil.which, ("sh", "bash")):
+            with self.subTest(shell=shell):
+                (place / "go").unlink(missing_ok=True)
+                command = [sys.executable, "run experiments.py", "--configs", "one.py", "--base_out_dir", f"my {shell}"]
+                first = subprocess.run(command, cwd=place, capture_output=True, text=True)
+                (place / "go").touch()
+                line = self.continue_line(first.stdout)
+                again = subprocess.run([shell], cwd=place, input=line + "\n", capture_output=True, text=True)
+                self.assertEqual((first.returncode, again.returncode), (1, 0), f"{line}\n{again.stderr}")
+                self.assertIn("1 completed", again.stdout)
 
     def test_the_line_to_continue_names_the_python_of_an_environment_that_is_not_active(self) -> None:
         self.config("one", "sys.exit(3)")

@@ -36,6 +36,16 @@ class TorchrunTest(RunnerCase):
         self.assertEqual(self.result("one")["error"], "exit code 1: KeyError: 'only rank 1'")  # not rank 0's lost peer
         self.assert_nothing_runs()
 
+    def test_workers_clean_up_at_a_stop(self) -> None:
+        code = "try:\n    note_pid()\n    live_on()\nfinally:\n    open(f'saved_{os.environ[\"RANK\"]}', 'w').close()"
+        self.config("one", code)
+        runner = self.start("--configs", "one.py", "--launcher", TORCHRUN, "--grace", 60)
+        self.pids(2)
+        runner.send_signal(signal.SIGINT)
+        self.ended(runner, 130)
+        self.assertEqual({path.name for path in self.dir.glob("saved_*")}, {"saved_0", "saved_1"})
+        self.assert_nothing_runs()
+
     def test_stopping_torchrun_leaves_no_worker(self) -> None:
         self.config("one", "signal.signal(15, signal.SIG_IGN)\nnote_pid()\nlive_on()")
         runner = self.start("--configs", "one.py", "--launcher", TORCHRUN, "--grace", 1)
