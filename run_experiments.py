@@ -1,13 +1,6 @@
 #!/usr/bin/env python3
 """Run a nanoGPT-style training script once per config file, and lose nothing.
 
-    python run_experiments.py --configs "config/*.py" --device cuda
-    python run_experiments.py --configs "config/*.py" --sweep seed=1,2 --jobs 2
-    python run_experiments.py --resume
-
-Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing
-was started; 75 another runner holds the batch; 128+N stopped by signal N.
-
 How to read this file: it goes one way, from the words of a command line to what stands on a screen. `main`, at the
 end, makes a plan of experiments, freezes it in the batch's directory, and hands it to `Batch.run`, the one loop that
 decides. Each attempt is a `Process` with a phase; its `Tee`s copy the streams to the logs; `Batch.end_attempt` is where
@@ -16,6 +9,10 @@ every attempt ends, whatever became of it; the `Recorder` writes it down. A sect
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # no file beside this one is meant by what follows, whatever it is called
 import argparse
 import ast
 import contextlib
@@ -40,7 +37,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import termios
 import threading
 import time
@@ -78,9 +74,11 @@ RESERVED = (MASTER_LOG, SUMMARY, REPORT, LOCK, PLAN, PATCH)  # no experiment's n
 class UsageError(Exception):
     """A mistake of the user's; its text is the one line that gets printed."""
 
+    exit_code = 2
 
-class BatchHeld(Exception):
-    """Another runner has the batch; its text says who."""
+
+class BatchHeld(UsageError):
+    exit_code = 75
 
 
 class Status(str, enum.Enum):
@@ -1613,7 +1611,8 @@ def hold_batch(folder: str) -> Optional[int]:
             os.close(lock)
             return None
     else:
-        raise BatchHeld(os.read(lock, 1000).decode(errors="replace").strip() or "unknown runner")
+        holder = os.read(lock, 1000).decode(errors="replace").strip()
+        raise BatchHeld(f"another runner holds this batch: {holder or 'unknown'}")
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(lock, 0)
         os.write(lock, f"pid {os.getpid()} on {os.uname().nodename} since {now_iso()}\n".encode())
@@ -4251,7 +4250,7 @@ def set_checkpoint_aside(checkpoint: str) -> str:
 
 def program() -> list[str]:
     """How this program was called, as far as a user would type it again."""
-    if not sys.argv[0].endswith(".py"):
+    if not sys.argv[0].endswith(".py") and shutil.which(sys.argv[0]):
         return [sys.argv[0]]
     short = os.path.basename(sys.executable)
     # By its place, not by where its link leads: an environment's Python is a link to the one that made it.
@@ -4962,11 +4961,11 @@ class Parser(argparse.ArgumentParser):
 def a_duration(text: str, least: float = 1e-9) -> float:
     """Seconds from `90`, `30m`, `2h`, `1d12h`."""
     match = re.fullmatch(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d*\.?\d+)s?)?", text)
-    parts = match.groups("0") if match else ("-1",)
-    value = sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)))
-    if not least <= value < 1e10:
-        raise ValueError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
-    return value
+    if match:
+        seconds = sum(float(part) * unit for part, unit in zip(match.groups("0"), (86400, 3600, 60, 1)))
+        if least <= seconds < 1e10:
+            return seconds
+    raise ValueError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
 
 
 def a_count(text: str, least: int = 1) -> int:
@@ -5046,7 +5045,16 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "grace": option("SECONDS", f"from there to KILL ({GRACE:.0f})", functools.partial(a_duration, least=0)),
     },
 }
-OPTIONS = {"help", "version", *itertools.chain(*GROUPS.values())}
+OPTIONS: dict[str, dict[str, Any]] = dict(itertools.chain(*(group.items() for group in GROUPS.values())))
+DESCRIPTION = """\
+Run a nanoGPT-style training script once per config file, and lose nothing.
+
+    python run_experiments.py --configs "config/*.py" --device cuda
+    python run_experiments.py --configs "config/*.py" --sweep seed=1,2 --jobs 2
+    python run_experiments.py --resume
+
+Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing
+was started; 75 another runner holds the batch; 128+N stopped by signal N."""
 SETTINGS = """\
 --batch_size INT, --max_iters INT, --learning_rate FLOAT, --device STR,
 --compile BOOL, --wandb_project STR, --wandb_enabled BOOL, and any other, for
@@ -5071,7 +5079,7 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --configs PATTERN ... [options] [-- ARGS ...]",
-        description=__doc__.partition("\n\nHow to read this file")[0],
+        description=DESCRIPTION,
     )
     for title, group in GROUPS.items():
         add = parser.add_argument_group(title).add_argument
@@ -5086,11 +5094,18 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     """What a command line gives, by the names of Options. Raises UsageError."""
     own, for_trainer = take_settings(argv)
     given = {**vars(build_parser().parse_args(own)), **for_trainer}
-    if "sweep" in given:
-        pairs, given["sweep"] = given["sweep"], dict(given["sweep"])
-        if len(given["sweep"]) < len(pairs):
-            raise UsageError(f"--sweep: a setting given twice: {', '.join(key for key, _ in pairs)}")
-    check_together(given)
+    pairs = given.pop("sweep", [])
+    if pairs:
+        given["sweep"] = dict(pairs)
+    names = {*given, *given["overrides"], *",".join(dict(pairs)).split(",")}
+    if len(dict(pairs)) < len(pairs):
+        raise UsageError(f"--sweep: a setting given twice: {', '.join(key for key, _ in pairs)}")
+    for one, others in NOT_WITH.items():
+        if one in names and names & others:
+            raise UsageError(f"--{one}: not allowed with --{' or --'.join(sorted(names & others))}")
+    for one, other in ONLY_WITH.items():
+        if one in names and other not in names:
+            raise UsageError(f"--{one}: only with --{other}")
     return given
 
 
@@ -5102,37 +5117,24 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
     for_trainer: dict[str, Any] = {"overrides": overrides}
     while rest:
         word = rest.popleft()
+        name, equals, value = word[2:].partition("=")
         if word == "--":
             for_trainer["trainer_args"] = list(rest)
             break
-        if word in DASHED and rest:
-            word += f"={rest.popleft()}"
-        name, equals, value = word[2:].partition("=")
         if value == "--":  # argparse drops it
             raise UsageError(f"--{name}: not a value: --")
-        if not word.startswith("--") or name in OPTIONS:
+        if word in DASHED and rest:
+            own.append(f"{word}={rest.popleft()}")
+        elif not word.startswith("--") or name in (*OPTIONS, "help", "version"):
             own.append(word)
+        elif equals:
+            overrides[name] = value
+        elif rest and re.match(r"[^-]|-[\d.]|$", rest[0]):  # a number may be negative
+            overrides[name] = rest.popleft()
         else:
-            overrides[name] = value if equals else next_value(name, rest)
+            wanted = f"is a setting of the trainer and wants a value: --{name} VALUE"
+            raise UsageError(f"--{name} {wanted}{suggestion(name, ())}")
     return own, for_trainer
-
-
-def next_value(key: str, rest: deque[str]) -> str:
-    """The word behind a setting of the trainer; a number may be negative."""
-    if rest and re.match(r"[^-]|-[\d.]|$", rest[0]):
-        return rest.popleft()
-    wanted = "true or false" if isinstance(USUAL.get(key), bool) else f"a value: --{key} VALUE"
-    raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}{suggestion(key, ())}")
-
-
-def check_together(given: Mapping[str, Any]) -> None:
-    names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
-    for one, others in NOT_WITH.items():
-        if one in names and names & others:
-            raise UsageError(f"--{one}: not allowed with --{' or --'.join(sorted(names & others))}")
-    for one, other in ONLY_WITH.items():
-        if one in names and other not in names:
-            raise UsageError(f"--{one}: only with --{other}")
 
 
 # ---- what a batch is run with
