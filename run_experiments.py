@@ -5264,7 +5264,8 @@ def facts_of(job: Job) -> dict[str, Any]:
 
 def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     """Freeze the plan, then run it."""
-    job.notes += [NO_LOCKS] if lock is None else []
+    if lock is None:
+        job.notes.append(NO_LOCKS)
     try:
         freeze(job.folder, job.plan, settle(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))

@@ -212,12 +212,12 @@ class NameTest(CommandLineCase):
         (self.dir / "re").symlink_to("re.py")
         for words in (["re.py"], ["-S", "-O", "re.py"], ["re"]):
             with self.subTest(words=words):
-                command = [sys.executable, *words, "--configs", "broken.py"]
+                command: list[Any] = [sys.executable, *words, "--configs", "broken.py"]
                 done = subprocess.run(command, cwd=self.dir, capture_output=True, text=True)
                 self.assertRegex(done.stdout, rf"(?m)^continue with: \S*python\S* {words[-1]} --resume /", done.stderr)
 
     def test_what_uv_runs_goes_on_with_the_python_of_its_environment(self) -> None:
-        command = [sys.executable, RUNNER, "--configs", "broken.py"]
+        command: list[Any] = [sys.executable, RUNNER, "--configs", "broken.py"]
         environment = {**os.environ, "UV": "/usr/bin/uv"}
         done = subprocess.run(command, cwd=self.dir, env=environment, capture_output=True, text=True)
         self.assertIn(f"continue with: {sys.executable} {RUNNER} --resume /", done.stdout)
