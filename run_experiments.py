@@ -1762,6 +1762,7 @@ class BatchFacts:
     common_settings: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
     shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest
+    resumes: list[Any] = field(default_factory=list)
     slots: int = 1
     stopped_because: str = ""
 
@@ -5140,8 +5141,8 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
         elif rest and re.match(r"[^-]|-[\d.]|$", rest[0]):  # a number may be negative
             overrides[name] = rest.popleft()
         else:
-            wanted = f"is a setting of the trainer and wants a value: --{name} VALUE"
-            raise UsageError(f"--{name} {wanted}{suggestion(name, ())}")
+            remedy = f"--{name} VALUE{suggestion(name, ())}"
+            raise UsageError(f"--{name} is a setting of the trainer and wants a value: {remedy}")
     return own, for_trainer
 
 
@@ -5196,10 +5197,8 @@ def check(options: Options) -> None:
 def find_slots(options: Options) -> list[Slot]:
     """Raises UsageError where there are too few GPUs for what is asked for."""
     is_auto = options.devices == ["auto"]
-    needed = 1 if is_auto else options.gpus
-    if not needed:
-        return slots_of(options)
-    gpus = all_gpus()
+    needed = options.gpus or int(is_auto)
+    gpus = all_gpus() if needed else []
     if len(gpus) < needed:
         found = f"only {count_of(len(gpus), 'GPU')} found by nvidia-smi and CUDA_VISIBLE_DEVICES"
         raise UsageError(f"--gpus, --devices auto: {found}; try --device cpu")
@@ -5373,20 +5372,20 @@ def resume_batch(given: dict[str, Any]) -> int:
             job.notes.append(f"warning: {key.replace('_', ' ')} is {facts[key]}, the batch had {before[key]}")
     if options.dry_run:
         return show_job(job)
-    if not job.to_run and before.get("state") == "finished":
+    if not job.to_run and stored.facts.state == "finished":
         counts = show_counts(count_statuses(job.results.values()))
         return say_nothing_to_do(options, [*job.notes, f"{job.folder}: {counts}"])
     wait_for_trainings(job)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     resume = {"time": now_iso(), "command": [*program(), *sys.argv[1:]], "overrides": options.overrides}
-    before["resumes"] = [*before.get("resumes", []), resume]
+    before["resumes"] = [*stored.facts.resumes, resume]
     before.pop("git", None)
     before.pop("stopped_because", None)
     return run_job(job, {**before, **facts}, lock)
 
 
 def batch_to_resume(given: Mapping[str, Any]) -> str:
-    """The batch that is named, or the newest with anything left to do; else the newest, which then says so."""
+    """The batch that is named, or the newest with anything left to do; without one the newest, which then says so."""
     if given["resume"]:
         folder: str = os.path.normpath(given["resume"])
         read_batch(folder)  # nothing is written to what is no batch
@@ -5395,8 +5394,7 @@ def batch_to_resume(given: Mapping[str, Any]) -> str:
     newest = newest_batch(base)
     for folder in reversed(batches_in(base)):
         stored = read_batch(folder)
-        is_finished = stored.summary.get("state") == "finished"
-        if not is_finished or "again" in given or left_of(stored, given["overrides"]):
+        if stored.facts.state != "finished" or "again" in given or left_of(stored, given["overrides"]):
             return folder
     return newest
 

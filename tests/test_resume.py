@@ -247,6 +247,8 @@ class RefusalTest(ResumeCase):
                 path.write_text(json.dumps({**whole, "options": {name: value}}))
                 err = self.forked("--resume", self.batch(), expect=2).stderr
                 self.assertRegex(err, rf"\Aerror: [^\n]*: {name} of its options: [^\n]*\n\Z")
+        path.write_text(json.dumps({**whole, "resumes": 5}))
+        self.forked("--resume", self.batch(), expect=1)
 
     def test_what_is_no_batch_is_refused_and_stays_as_it_is(self) -> None:
         self.config("a")
