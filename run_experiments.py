@@ -42,7 +42,7 @@ import threading
 import time
 import traceback
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import ChainMap, Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -5057,7 +5057,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "grace": option("SECONDS", f"from there to KILL ({GRACE:.0f})", functools.partial(a_duration, least=0)),
     },
 }
-OPTIONS = {**GROUPS["what to run"], **GROUPS["what to see"], **GROUPS["how to run it"], "help": {}}
+OPTIONS: Mapping[str, dict[str, Any]] = ChainMap({"help": {}}, *GROUPS.values())
 DESCRIPTION = """\
 Run a nanoGPT-style training script once per config file, and lose nothing.
 
