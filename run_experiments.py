@@ -1,13 +1,6 @@
 #!/usr/bin/env python3
 """Run a nanoGPT-style training script once per config file, and lose nothing.
 
-    python run_experiments.py --configs "config/*.py" --device cuda
-    python run_experiments.py --configs "config/*.py" --sweep seed=1,2 --jobs 2
-    python run_experiments.py --resume
-
-Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing
-was started; 75 another runner holds the batch; 128+N stopped by signal N.
-
 How to read this file: it goes one way, from the words of a command line to what stands on a screen. `main`, at the
 end, makes a plan of experiments, freezes it in the batch's directory, and hands it to `Batch.run`, the one loop that
 decides. Each attempt is a `Process` with a phase; its `Tee`s copy the streams to the logs; `Batch.end_attempt` is where
@@ -16,6 +9,10 @@ every attempt ends, whatever became of it; the `Recorder` writes it down. A sect
 
 from __future__ import annotations
 
+import sys
+
+if __name__ == "__main__":
+    del sys.path[0]  # what is imported is the library's, whatever files lie beside this one
 import argparse
 import ast
 import contextlib
@@ -40,13 +37,12 @@ import shutil
 import signal
 import stat
 import subprocess
-import sys
 import termios
 import threading
 import time
 import traceback
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import ChainMap, Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
@@ -71,6 +67,8 @@ PATCH = "uncommitted.patch"
 METADATA = "experiment_metadata.json"
 RESULT = "experiment_result.json"
 RESERVED = (MASTER_LOG, SUMMARY, REPORT, LOCK, PLAN, PATCH)  # no experiment's name
+
+
 # ---------------------------------------------------------------------------------------------------- data
 # What the program speaks of, as plain records: no parsing, no files, no processes.
 
@@ -78,9 +76,11 @@ RESERVED = (MASTER_LOG, SUMMARY, REPORT, LOCK, PLAN, PATCH)  # no experiment's n
 class UsageError(Exception):
     """A mistake of the user's; its text is the one line that gets printed."""
 
+    exit_code = 2
 
-class BatchHeld(Exception):
-    """Another runner has the batch; its text says who."""
+
+class BatchHeld(UsageError):
+    exit_code = 75
 
 
 class Status(str, enum.Enum):
@@ -149,7 +149,7 @@ class Experiment:
     values: dict[str, Any] = field(default_factory=dict)  # the overrides as JSON has them
     settings: dict[str, Any] = field(default_factory=dict)  # effective: defaults < config < overrides
     problem: Optional[str] = None  # why it can't be launched
-    source: str = ""  # the file that was read in the place of `config`: a frozen copy
+    source: str = ""  # the file that was read: `config` or a frozen copy; none where it has a problem
     launched_config: str = ""  # the path that the trainer gets: the frozen copy, or the original
     frozen: str = ""  # the config's copy, below plan/
     config_sha256: str = ""  # of that copy
@@ -780,13 +780,13 @@ class Planner:
         """Of a config, or its frozen copy `source`; raises UsageError for an override that the trainer would die of."""
         if "=" in config and not self.script.free:
             raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
-        found = self.read(source or config)
-        made = Experiment(name, config, dict(overrides), dict(point), source=source)
+        made = Experiment(name, config, dict(overrides), dict(point), source=source or config)
+        found = self.read(made.source)
         # Defaults below what the config sets; it may set any of them, or import some.
         untold = self.script.settings if found.opaque else found.imported & self.script.settings.keys()
         made.settings = {**self.script.settings, **dict.fromkeys(untold, UNKNOWN), **found.settings}
         if found.problem:
-            made.problem = f"config can't be used: {found.problem}"
+            made.problem, made.source = f"config can't be used: {found.problem}", ""
         for key, text in overrides.items():
             self.check_key(key, made, found)
             try:
@@ -1613,7 +1613,8 @@ def hold_batch(folder: str) -> Optional[int]:
             os.close(lock)
             return None
     else:
-        raise BatchHeld(os.read(lock, 1000).decode(errors="replace").strip() or "unknown runner")
+        holder = os.read(lock, 1000).decode(errors="replace").strip()
+        raise BatchHeld(f"another runner holds this batch: {holder or 'unknown'}")
     with contextlib.suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(lock, 0)
         os.write(lock, f"pid {os.getpid()} on {os.uname().nodename} since {now_iso()}\n".encode())
@@ -1761,6 +1762,7 @@ class BatchFacts:
     common_settings: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
     shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest
+    resumes: list[Any] = field(default_factory=list)
     slots: int = 1
     stopped_because: str = ""
 
@@ -1793,7 +1795,7 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
             raise UsageError(f"summary is damaged: {error}") from None
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
         summary, stored = head, {}
-    plan = plan or [Experiment(name, each.config_path, as_texts(each.overrides)) for name, each in stored.items()]
+    plan = plan or list(map(old_plan_line, stored.values()))
     held = is_held(folder) if held is None else held
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
@@ -1807,6 +1809,12 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
         relocate(result, place)
         results[each.name] = result
     return StoredBatch(folder, summary, results, plan, notes)
+
+
+def old_plan_line(result: Result) -> Experiment:
+    """What version 1.0.0 kept of an experiment's plan."""
+    used = os.path.join("..", result.config_name, "config_used" + os.path.splitext(result.config_path)[1])
+    return Experiment(result.config_name, result.config_path, as_texts(result.overrides), frozen=used)
 
 
 def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
@@ -4260,12 +4268,13 @@ def set_checkpoint_aside(checkpoint: str) -> str:
 
 def program() -> list[str]:
     """How this program was called, as far as a user would type it again."""
-    if not sys.argv[0].endswith(".py"):
+    if not sys.argv[0].endswith(".py") and shutil.which(sys.argv[0]):
         return [sys.argv[0]]
     short = os.path.basename(sys.executable)
     # By its place, not by where its link leads: an environment's Python is a link to the one that made it.
     is_found = os.path.abspath(shutil.which(short) or "") == os.path.abspath(sys.executable)
-    return [short if is_found else sys.executable, sys.argv[0]]
+    is_lasting = "UV" not in os.environ  # `uv run` has the environment's Python found, but only for this call
+    return [short if is_found and is_lasting else sys.executable, sys.argv[0]]
 
 
 class Batch:
@@ -4957,7 +4966,8 @@ class Batch:
 
 
 # -------------------------------------------------------------------------------------------- command line
-# From words to what is done: the parser, the checks of what was asked for, the modes.
+# From words to what is done: the parser, the checks of what was asked for, the modes. Nothing above knows argparse, and
+# nothing here decides while a batch runs.
 
 
 class Parser(argparse.ArgumentParser):
@@ -4971,11 +4981,11 @@ class Parser(argparse.ArgumentParser):
 def a_duration(text: str, least: float = 1e-9) -> float:
     """Seconds from `90`, `30m`, `2h`, `1d12h`."""
     match = re.fullmatch(r"(?=.)(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d*\.?\d+)s?)?", text)
-    parts = match.groups("0") if match else ("-1",)
-    value = sum(float(part) * unit for part, unit in zip(parts, (86400, 3600, 60, 1)))
-    if not least <= value < 1e10:
-        raise ValueError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
-    return value
+    if match:
+        seconds = sum(float(part) * unit for part, unit in zip(match.groups("0"), (86400, 3600, 60, 1)))
+        if least <= seconds < 1e10:
+            return seconds
+    raise ValueError(f"not a duration such as 90, 30m, 2h or 1d12h: {text!r}")
 
 
 def a_count(text: str, least: int = 1) -> int:
@@ -5041,6 +5051,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "dry_run": flag("print each command and why; create nothing"),
         "follow": flag("copy the training's output to the console"),
         "quiet": flag("print nothing when all goes well"),
+        "version": {"action": "version", "version": f"run_experiments.py {__version__}"},
     },
     "how to run it": {
         "jobs": option("N", "experiments at a time (1)", a_count),
@@ -5055,21 +5066,28 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "grace": option("SECONDS", f"from there to KILL ({GRACE:.0f})", functools.partial(a_duration, least=0)),
     },
 }
-OPTIONS = {"help", "version", *itertools.chain(*GROUPS.values())}
+OPTIONS: Mapping[str, dict[str, Any]] = ChainMap({"help": {}}, *GROUPS.values())
+DESCRIPTION = """\
+Run a nanoGPT-style training script once per config file, and lose nothing.
+
+    python run_experiments.py --configs "config/*.py" --device cuda
+    python run_experiments.py --configs "config/*.py" --sweep seed=1,2 --jobs 2
+    python run_experiments.py --resume
+
+Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing
+was started; 75 another runner holds the batch; 128+N stopped by signal N."""
 SETTINGS = """\
 --batch_size INT, --max_iters INT, --learning_rate FLOAT, --device STR,
 --compile BOOL, --wandb_project STR, --wandb_enabled BOOL, and any other, for
 all configs: --n_layer 4, --dropout=0.1; words behind a bare -- are handed on"""
 DASHED = ("--command", "--continue_with", "--launcher", "--metrics")  # their values may look like options
-NOT_WITH = {
-    "configs": {"resume", "status", "report"},
-    "sweep": {"resume", "status", "report"},
-    "resume": {"status", "report"},
-    "status": {"report"},
-    "gpus": {"devices", "jobs", "device"},  # as many run at a time as there are GPUs for
-    "jobs": {"devices"},  # which gives one slot to each device
-    "device": {"devices"},
-}
+ONE_OF = (  # of each line at most one can be given
+    ("configs", "resume", "status", "report"),
+    ("sweep", "resume", "status", "report"),
+    ("gpus", "devices", "jobs"),  # each says how many run at a time
+    ("gpus", "device"),
+    ("device", "devices"),
+)
 ONLY_WITH = {"json": "status", "again": "resume"}
 
 
@@ -5080,14 +5098,13 @@ def build_parser() -> Parser:
         argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --configs PATTERN ... [options] [-- ARGS ...]",
-        description=__doc__.partition("\n\nHow to read this file")[0],
+        description=DESCRIPTION,
     )
     for title, group in GROUPS.items():
         add = parser.add_argument_group(title).add_argument
         for name, how in group.items():
             add(f"--{name}", **how)
     parser.add_argument_group("settings of the trainer", SETTINGS)
-    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     return parser
 
 
@@ -5099,7 +5116,14 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
         pairs, given["sweep"] = given["sweep"], dict(given["sweep"])
         if len(given["sweep"]) < len(pairs):
             raise UsageError(f"--sweep: a setting given twice: {', '.join(key for key, _ in pairs)}")
-    check_together(given)
+    names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
+    for group in ONE_OF:
+        both = sorted(names.intersection(group))
+        if len(both) > 1:
+            raise UsageError(f"--{both[0]}: not allowed with --{both[1]}")
+    for one in ONLY_WITH.keys() & names:
+        if ONLY_WITH[one] not in names:
+            raise UsageError(f"--{one}: only with --{ONLY_WITH[one]}")
     return given
 
 
@@ -5121,27 +5145,14 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
             raise UsageError(f"--{name}: not a value: --")
         if not word.startswith("--") or name in OPTIONS:
             own.append(word)
+        elif equals:
+            overrides[name] = value
+        elif rest and re.match(r"[^-]|-[\d.]|$", rest[0]):  # a number may be negative
+            overrides[name] = rest.popleft()
         else:
-            overrides[name] = value if equals else next_value(name, rest)
+            remedy = f"--{name} VALUE{suggestion(name, ())}"
+            raise UsageError(f"--{name} is a setting of the trainer and wants a value: {remedy}")
     return own, for_trainer
-
-
-def next_value(key: str, rest: deque[str]) -> str:
-    """The word behind a setting of the trainer; a number may be negative."""
-    if rest and re.match(r"[^-]|-[\d.]|$", rest[0]):
-        return rest.popleft()
-    wanted = "true or false" if isinstance(USUAL.get(key), bool) else f"a value: --{key} VALUE"
-    raise UsageError(f"--{key} is a setting of the trainer and wants {wanted}{suggestion(key, ())}")
-
-
-def check_together(given: Mapping[str, Any]) -> None:
-    names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
-    for one, others in NOT_WITH.items():
-        if one in names and names & others:
-            raise UsageError(f"--{one}: not allowed with --{' or --'.join(sorted(names & others))}")
-    for one, other in ONLY_WITH.items():
-        if one in names and other not in names:
-            raise UsageError(f"--{one}: only with --{other}")
 
 
 # ---- what a batch is run with
@@ -5164,9 +5175,6 @@ class Job:
 def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job:
     """Read the trainer, and refuse what can't work before anything starts."""
     check_template(options)
-    if not options.command and default_script() != options.train_script == Options().train_script:
-        options.train_script = default_script()
-        notes.append(f"the training script is {options.train_script}: there is no {Options().train_script}")
     planner = Planner(read_trainer(options))
     modes = {"resume", "status", "report", "configs", "sweep"}
     # An option of this name: nobody could tell which is meant.
@@ -5198,14 +5206,11 @@ def check(options: Options) -> None:
 def find_slots(options: Options) -> list[Slot]:
     """Raises UsageError where there are too few GPUs for what is asked for."""
     is_auto = options.devices == ["auto"]
-    if not is_auto and not options.gpus:
-        return slots_of(options)
-    gpus = all_gpus()
-    if len(gpus) < (options.gpus or 1):
-        found = count_of(len(gpus), "GPU")
-        raise UsageError(
-            f"--gpus, --devices auto: only {found} found by nvidia-smi and CUDA_VISIBLE_DEVICES; try --device cpu"
-        )
+    needed = options.gpus or int(is_auto)
+    gpus = all_gpus() if needed else []
+    if len(gpus) < needed:
+        found = f"only {count_of(len(gpus), 'GPU')} found by nvidia-smi and CUDA_VISIBLE_DEVICES"
+        raise UsageError(f"--gpus, --devices auto: {found}; try --device cpu")
     if is_auto:
         options.devices = [f"cuda:{index}" for index in range(len(gpus))]
     return slots_of(options, gpus)
@@ -5216,7 +5221,7 @@ def all_gpus() -> list[str]:
     listed = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
-    numbers = [str(index) for index, _ in enumerate(re.findall(r"(?m)^GPU \d+:", listed))]
+    numbers = re.findall(r"(?m)^GPU (\d+):", listed)
     words = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(numbers)).split(",")
     # CUDA stops at the first that isn't there.
     is_there = re.compile("|".join(["(GPU|MIG)-.*", *numbers])).fullmatch
@@ -5225,32 +5230,24 @@ def all_gpus() -> list[str]:
 
 def settle(job: Job) -> dict[str, bytes]:
     """Complete what is known of each experiment, now that all are planned. Returns what is to be frozen."""
-    keys = differing(job.plan)
+    planner, keys = job.planner, differing(job.plan)
+    originals = {each.source: each.config for each in job.plan if each.source}
+    names = frozen_names(job.folder, originals)
+    # A configurator gets the frozen copy, unless it matters to it where the config lies.
+    takes_copy = planner.script.strict and not planner.script.uses_file
     for each in job.plan:
-        each.source = each.source or each.config
+        each.frozen = names.get(each.source, "")
+        each.launched_config = each.config
+        takes_this = takes_copy and not planner.read(each.source).uses_file
+        if each.frozen and (takes_this or not os.path.exists(each.config)):
+            each.launched_config = os.path.join(job.folder, PLAN, each.frozen)
         result = job.results.setdefault(each.name, Result(config_name=each.name))
-        result.config_path = each.config
-        result.overrides = each.values
+        result.config_path, result.overrides = each.config, each.values
         result.settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
         iterations = each.settings.get("max_iters")
         result.max_iters = iterations if isinstance(iterations, int) else None
         relocate(result, os.path.join(job.folder, each.name))
-    read = job.planner.read
-    sources = {each.source: read(each.source).source for each in job.plan if each.source and not each.problem}
-    names = frozen_names(job.folder, {each.source: each.config for each in job.plan if each.source in sources})
-    for each in job.plan:
-        each.frozen = names.get(each.source, "")
-        each.launched_config = launched_config(job, each)
-    return sources
-
-
-def launched_config(job: Job, planned: Experiment) -> str:
-    """A configurator gets the frozen copy of a config, unless it matters to it where the config lies; other trainers
-    get the original, or its copy where it has gone."""
-    script = job.planner.script
-    is_bound = not script.strict or script.uses_file or job.planner.read(planned.source).uses_file
-    is_original = not planned.frozen or (is_bound and os.path.exists(planned.config))
-    return planned.config if is_original else os.path.join(job.folder, PLAN, planned.frozen)
+    return {source: planner.read(source).source for source in originals}
 
 
 def facts_of(job: Job) -> dict[str, Any]:
@@ -5275,7 +5272,8 @@ def facts_of(job: Job) -> dict[str, Any]:
 
 def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     """Freeze the plan, then run it."""
-    job.notes += [NO_LOCKS] if lock is None else []
+    if lock is None:
+        job.notes.append(NO_LOCKS)
     try:
         freeze(job.folder, job.plan, settle(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
@@ -5298,7 +5296,7 @@ def show_job(job: Job) -> int:
     for each in job.plan:
         result = job.results[each.name]
         if each.name not in to_run:
-            lines.append(f"# {each.name}: {'diverged' if result.diverged else 'completed'}, left alone")
+            lines.append(f"# {left_alone(result)}")
         elif each.problem:
             lines.append(f"# {each.name}: fails, {clean(each.problem)}")
         else:
@@ -5312,19 +5310,25 @@ def show_job(job: Job) -> int:
     return 0
 
 
+def say_nothing_to_do(options: Options, why: Sequence[str]) -> int:
+    if not options.quiet:
+        print_whole([*why[:-1], f"{why[-1]}, nothing to do"])
+    return 0
+
+
 # ---- a new batch
 
 
-def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
+def new_batch(given: dict[str, Any]) -> int:
     options = Options(**given)
     if not options.configs and not options.command:
         raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
+    if not {"train_script", "command"} & given.keys():
+        options.train_script = default_script()
     job = prepare(given, options, [])
     whole = plan_new(job)
     if not job.plan:  # an array may have more elements than there are experiments
-        nothing = f"--shard {options.shard}: no experiment is left of {len(whole)}, nothing to do"
-        print_whole([] if options.quiet else [nothing])
-        return 0
+        return say_nothing_to_do(options, [f"--shard {options.shard}: no experiment is left of {len(whole)}"])
     if options.dry_run:
         job.folder = os.path.join(options.base_out_dir, datetime.now().strftime("experiment_%Y%m%d_%H%M%S"))
         return show_job(job)
@@ -5336,7 +5340,7 @@ def new_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
         "base_out_dir": options.base_out_dir,
         "start_time": now_iso(),
         "duration_seconds": 0.0,
-        "command": [*program(), *argv],
+        "command": [*program(), *sys.argv[1:]],
         "global_overrides": {key: job.planner.plain(key, text) for key, text in options.overrides.items()},
         "sweep": options.sweep,
         **facts_of(job),
@@ -5362,18 +5366,13 @@ def plan_new(job: Job) -> list[Experiment]:
 # ---- a batch that goes on
 
 
-def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
-    notes: list[str] = []
-    folder = batch_to_resume(given, notes)
-    if not folder:
-        print_whole([] if "quiet" in given else notes)
-        return 0
-    read_batch(folder)  # nothing is written to what is no batch
+def resume_batch(given: dict[str, Any]) -> int:
+    folder = batch_to_resume(given)
     lock = None if "dry_run" in given else hold_batch(folder)
     stored = read_batch(folder, held=False)  # but by this runner
     options = resumed_options(stored, given)
     stored.folder = go_where(str(stored.summary.get("working_directory")), folder)
-    job = prepare(given, options, [*notes, *stored.notes])
+    job = prepare(given, options, [f"resuming {folder}", *stored.notes])
     job.folder, job.results = stored.folder, stored.results
     plan_again(job, stored)
     before, facts = stored.summary, facts_of(job)
@@ -5382,45 +5381,49 @@ def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
             job.notes.append(f"warning: {key.replace('_', ' ')} is {facts[key]}, the batch had {before[key]}")
     if options.dry_run:
         return show_job(job)
-    if not job.to_run and before.get("state") == "finished":
-        nothing = f"{job.folder}: nothing to do, {show_counts(count_statuses(job.results.values()))}"
-        print_whole([] if options.quiet else [*job.notes, nothing])
-        return 0
-    wait_for_trainings(stored, options)
+    if not job.to_run and stored.facts.state == "finished":
+        counts = show_counts(count_statuses(job.results.values()))
+        return say_nothing_to_do(options, [*job.notes, f"{job.folder}: {counts}"])
+    wait_for_trainings(job)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    resume = {"time": now_iso(), "command": [*program(), *argv], "overrides": options.overrides}
-    before["resumes"] = [*before.get("resumes", []), resume]
-    for key in ("git", "stopped_because"):
-        before.pop(key, None)
+    resume = {"time": now_iso(), "command": [*program(), *sys.argv[1:]], "overrides": options.overrides}
+    before["resumes"] = [*stored.facts.resumes, resume]
+    before.pop("git", None)
+    before.pop("stopped_because", None)
     return run_job(job, {**before, **facts}, lock)
 
 
-def batch_to_resume(given: Mapping[str, Any], notes: list[str]) -> str:
-    """The batch that is named, or the newest one with anything left to do; empty where there is none."""
-    named: str = given["resume"]
-    if named:
-        folder = os.path.normpath(named)
+def batch_to_resume(given: Mapping[str, Any]) -> str:
+    """The batch that is named, or the newest with anything left to do; without one the newest, which then says so."""
+    if given["resume"]:
+        folder: str = os.path.normpath(given["resume"])
+        read_batch(folder)  # nothing is written to what is no batch
         return os.path.relpath(os.path.realpath(folder)) if os.path.islink(folder) else folder  # latest
-    base = given.get("base_out_dir", Options().base_out_dir)
-    newest_batch(base)  # raises where there is none
+    base: str = given.get("base_out_dir", Options.base_out_dir)
+    newest = newest_batch(base)
     for folder in reversed(batches_in(base)):
         stored = read_batch(folder)
-        is_finished = stored.summary.get("state") == "finished"
-        if not is_finished or "again" in given or any(map(is_left, stored.results.values())):
-            notes.append(f"resuming {folder}: the newest batch with anything to do")
+        if stored.facts.state != "finished" or "again" in given or left_of(stored, given["overrides"]):
             return folder
-    notes.append(f"nothing is left to do in any batch of {base}")
-    return ""
+    return newest
 
 
-def is_left(result: Result) -> bool:
-    """What has diverged would diverge again."""
-    return result.status is not Status.COMPLETED and not result.diverged
+def left_of(stored: StoredBatch, overrides: Mapping[str, str]) -> set[str]:
+    """What isn't completed; what has diverged would diverge again, unless a setting is overridden."""
+    undone = {name: result for name, result in stored.results.items() if result.status is not Status.COMPLETED}
+    return {name for name, result in undone.items() if overrides or not result.diverged}
 
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     """The batch's own options, and over them those that are given now."""
     kept = options_from_json(stored.summary, stored.folder)
+    for name, value in kept.items():
+        parse_value = OPTIONS.get(name, {}).get("type", str)
+        try:
+            for each in value if isinstance(value, list) else [value]:
+                parse_value(str(each))
+        except argparse.ArgumentTypeError as error:
+            raise UsageError(f"{stored.folder}: {name} of its options: {error}; correct it in {SUMMARY}") from None
     # Slots given now replace those of the plan, in whatever way either were given.
     if {"device", "devices", "gpus", "jobs"} & {*given, *given["overrides"]}:
         kept.pop("devices", None)
@@ -5439,27 +5442,27 @@ def go_where(place: str, folder: str) -> str:
 
 
 def plan_again(job: Job, stored: StoredBatch) -> None:
-    """Plan what is run now, all that isn't completed and what --again names; what is left alone stays as it was.
-
-    Overrides given now are laid over an experiment's own."""
-    again = job.options.again
-    named = {name for pattern in again for name in fnmatch.filter(job.results, pattern)}
+    """Plan what is run now, with what is overridden now; what is left alone stays as it was."""
+    again, overrides = job.options.again, job.options.overrides
+    named = [name for pattern in again for name in fnmatch.filter(job.results, pattern)]
     if again and not named:
         raise UsageError(f"--again: no experiment of this name: {' '.join(again)}; see --status")
+    to_run = left_of(stored, overrides).union(named)
     for before in stored.plan:
-        name, result = before.name, stored.results[before.name]
+        result = job.results[before.name]
         source = choose_source(job, before, result)
-        now = {**before.overrides, **job.options.overrides}
-        may_do_better = result.diverged and now != before.overrides
-        if name in named or is_left(result) or may_do_better:
-            job.to_run.append(name)
-            job.plan.append(job.planner.experiment(name, before.config, now, before.point, source))
-            continue
-        if result.diverged:
-            job.notes.append(f"{name}: diverged, left alone; override a setting, or name it with --again")
-        elif now != before.overrides:
-            job.notes.append(f"{name}: completed, left alone by what is overridden now; see --again")
-        job.plan.append(plan_unchanged(job.planner, before, source))
+        if before.name in to_run:
+            now = {**before.overrides, **overrides}
+            job.to_run.append(before.name)
+            job.plan.append(job.planner.experiment(before.name, before.config, now, before.point, source))
+        else:
+            job.plan.append(plan_unchanged(job.planner, before, source))
+            if result.diverged or overrides:
+                job.notes.append(f"{left_alone(result)}; --again runs it all the same")
+
+
+def left_alone(result: Result) -> str:
+    return f"{result.config_name}: {'diverged' if result.diverged else 'completed'}, left alone"
 
 
 def plan_unchanged(planner: Planner, before: Experiment, source: str) -> Experiment:
@@ -5476,14 +5479,12 @@ EDITED = {  # what is said of an experiment whose config was edited since; else 
 
 
 def choose_source(job: Job, planned: Experiment, result: Result) -> str:
-    """The frozen copy of a config, or nothing where the original is read: what was interrupted continues with its
-    copy, what failed or never started takes up an edited original."""
+    """The frozen copy of a config, or the original: what was interrupted continues with its copy, what failed or never
+    started takes up an edited original."""
     config, read = planned.config, job.planner.read
-    ending = os.path.splitext(config)[1]
-    used = os.path.join(job.folder, planned.name, f"config_used{ending}")  # all that version 1.0.0 kept
-    frozen = os.path.join(job.folder, PLAN, planned.frozen) if planned.frozen else used
-    if not config or not os.path.isfile(frozen):
-        return ""
+    frozen = os.path.normpath(os.path.join(job.folder, PLAN, planned.frozen))
+    if not os.path.isfile(frozen):
+        return config
     if not os.path.isfile(config):
         job.notes.append(f"{planned.name}: config {config} has gone, its copy is used: {frozen}")
         return frozen
@@ -5492,17 +5493,14 @@ def choose_source(job: Job, planned: Experiment, result: Result) -> str:
         return frozen
     told = EDITED.get(result.status, "takes up the edited {config}")
     job.notes.append(f"{planned.name}: " + told.format(config=config, frozen=frozen))
-    return frozen if result.status in EDITED else ""
+    return frozen if result.status in EDITED else config
 
 
-def wait_for_trainings(stored: StoredBatch, options: Options) -> None:
-    """A training of a dead runner may still be about to end, by the hand of its guardian. Raises UsageError where one
-    lives on."""
-    deadline = time.monotonic() + 3 * min(options.grace, 60.0) + TERM_GAP + GIVE_UP
-    for name, result in stored.results.items():
-        if result.status in (Status.COMPLETED, Status.PENDING):
-            continue  # neither has a training
-        metadata = read_own(os.path.join(stored.folder, name), METADATA)
+def wait_for_trainings(job: Job) -> None:
+    """A dead runner's training may still be about to end, by its guardian. Raises UsageError where one lives on."""
+    deadline = time.monotonic() + 3 * min(job.options.grace, 60.0) + TERM_GAP + GIVE_UP
+    for name in job.to_run:
+        metadata = read_own(os.path.join(job.folder, name), METADATA)
         while is_alive_here(metadata):
             if time.monotonic() > deadline:
                 pid = metadata["pid"]
@@ -5514,8 +5512,10 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
     pid = metadata.get("pid")
     if not isinstance(pid, int) or not 1 < pid < 1 << 31 or metadata.get("hostname") != os.uname().nodename:
         return False
-    now = started_at(pid)
-    return now == metadata.get("pid_started") if now else bool(Group(pid).members())
+    started = started_at(pid)  # by whoever has this pid now
+    if started is None:
+        return bool(Group(pid).members())
+    return started == metadata.get("pid_started")
 
 
 # ---- batches as their files tell them, whether they run, are finished or their runner died
@@ -5524,72 +5524,68 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
 def show_batches(options: Options) -> int:
     """--status and --report."""
     named = options.status or options.report or [options.base_out_dir]
-    stored = [read_batch(folder) for folder in batches_named(named)]
+    folders = batches_named(named)
+    stored = list(map(read_batch, folders))
     if options.report is not None:
-        common = os.path.commonpath([os.path.abspath(each.folder) for each in stored])
-        place = stored[0].folder if len(stored) == 1 else os.path.relpath(common)
+        place = os.path.relpath(os.path.commonpath(map(os.path.abspath, folders)))
+        path = os.path.join(place, REPORT)
         try:
-            path = os.path.join(place, REPORT)
             write_file(path, make_page(place, stored, {}), sync=False, is_holder=False)
-            print_whole([path])
         except OSError as error:
             raise UsageError(f"can't write the report: {place}: {error.strerror}") from None
+        lines = [path]
     elif options.json:
-        print_whole([json.dumps(status_json(Overview(stored)))])
+        lines = [json.dumps(status_json(Overview(stored)))]
     else:
-        print_whole(itertools.chain(*(each.notes for each in stored), status_lines(Overview(stored))))
+        lines = status_lines(Overview(stored))
+    print_whole(lines)
     return 0
 
 
 def batches_named(patterns: Iterable[str]) -> list[str]:
     """The batches that directories and quoted patterns name; of a directory of batches the newest one."""
-    paths = [path for pattern in patterns for path in sorted(glob.glob(pattern), key=natural) or [pattern]]
+    paths: list[str] = []
+    for pattern in patterns:
+        paths += sorted(glob.glob(pattern), key=natural) or [pattern]
     return list(dict.fromkeys(path if looks_like_batch(path) else newest_batch(path) for path in paths))
 
 
 def status_json(overview: Overview) -> dict[str, Any]:
     """What --json prints: of one batch its summary, of several the list of them, and a row for each experiment."""
-    results, first = overview.results, overview.batches[0]
-    if len(overview.batches) == 1:
-        told = {**first.summary, "eta_seconds": batch_left(results, first.facts.slots)}
-    else:
-        summaries = [each.summary for each in overview.batches]
-        told = {"state": overview.state, "batches": summaries, "notes": overview.notes}
-    groups = seed_groups(results)
-    return {**told, **count_statuses(results), "experiments": rows_of(results), "groups": groups}
+    results, summaries = overview.results, [each.summary for each in overview.batches]
+    told: dict[str, Any] = {"state": overview.state, "batches": summaries, "notes": overview.notes}
+    if len(summaries) == 1:
+        told = {**summaries[0], "eta_seconds": batch_left(results, overview.batches[0].facts.slots)}
+    return {**told, **count_statuses(results), "experiments": rows_of(results), "groups": seed_groups(results)}
 
 
 def status_lines(overview: Overview) -> list[str]:
-    lines = []
+    lines: list[str] = []
     for batch in overview.batches:
         facts, results = batch.facts, list(batch.results.values())
+        counts, took = show_counts(count_statuses(results)), show_duration(batch_seconds(batch))
         left = batch_left(results, facts.slots)
         eta = "" if left is None else f", ETA {show_duration(left)}"
-        counts, took = show_counts(count_statuses(results)), show_duration(batch_seconds(batch))
-        lines.append(f"{clean(batch.folder)}: {clean(facts.state)}, {counts}; {took}{eta}")
+        lines += [*batch.notes, f"{clean(batch.folder)}: {clean(facts.state)}, {counts}; {took}{eta}"]
         if facts.stopped_because:
             lines.append(f"stopped because: {clean(facts.stopped_because)}")
     return [*lines, *overview.notes, *result_lines(overview.results, terminal_width())]
 
 
-def main(argv: Optional[Sequence[str]] = None) -> int:
+def main() -> int:
     warnings.simplefilter("ignore")  # a config with an odd escape is no business of the user's here
     number = 0
     while number < 3:  # started with one closed: no log may take its number
         number = os.open(os.devnull, os.O_RDWR)
     os.close(number)
-    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        given = parse(words)
+        given = parse(sys.argv[1:])
         if "status" in given or "report" in given:
             return show_batches(Options(**given))
-        return resume_batch(given, words) if "resume" in given else new_batch(given, words)
+        return resume_batch(given) if "resume" in given else new_batch(given)
     except UsageError as error:
         print_error(str(error))
-        return 2
-    except BatchHeld as error:
-        print_error(f"another runner holds this batch: {error}")
-        return 75
+        return error.exit_code
     except KeyboardInterrupt:
         return 130
 

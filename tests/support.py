@@ -232,7 +232,7 @@ class Forked:
                 first()
                 os.chdir(folder)
                 sys.argv = ["run_experiments.py", *self.args]
-                code = runner.main(self.args)
+                code = runner.main()
                 sys.stdout.flush()
             except SystemExit as ended:  # --help and --version
                 sys.stdout.flush()

@@ -6,11 +6,14 @@ import dataclasses
 import json
 import os
 import re
+import shutil
+import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import run_experiments as runner
-from tests.support import TESTS, RunnerCase
+from tests.support import RUNNER, TESTS, RunnerCase
 
 # A trainer that leaves what it was given and what became of it, as strict as the real ones.
 SETTINGS = """
@@ -54,7 +57,7 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "lr=1.py"], ["lr=1.py", "="]),
     (["--configs", "a.py", "--batch_size", "1.5"], ["--batch_size", "1.5"]),
     (["--configs", "a.py", "--batch-size", "4"], ["did you mean 'batch_size'?"]),
-    (["--configs", "a.py", "--compile"], ["--compile is a setting of the trainer and wants true or false"]),
+    (["--configs", "a.py", "--compile"], ["--compile is a setting of the trainer and wants a value: --compile VALUE"]),
     (["--configs", "a.py", "--n_layer"], ["--n_layer is a setting of the trainer and wants a value: --n_layer VALUE"]),
     (["--configs", "a.py", "--batch_size"], ["--batch_size"]),
     (["--configs", "a.py", "--batch_size", "--quiet"], ["--batch_size"]),
@@ -75,6 +78,7 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "a.py", "--sweep", "out_dir=x,y"], ["out_dir"]),
     (["--configs", "a.py", "--train_script", "tarin.py"], ["tarin.py", "--train_script"]),
     (["--configs", "a.py", "--train_script", "broken.py"], ["broken.py", "line 2"]),
+    (["--configs", "a.py", "--base_out_dir=--"], ["--base_out_dir"]),
     (["--configs", "a.py", "--train_script"], ["--train_script"]),
     (["--configs", "a.py", "--base_out_dir", "x=y"], ["x=y", "="]),
     (["--configs", "a.py", "--base_out_dir", "a.py/x"], ["a.py/x"]),
@@ -194,11 +198,39 @@ class HelpTest(CommandLineCase):
                 self.assertRegex(done.stdout.partition("xit codes")[2], rf"\b{code}\b")
         self.assertEqual(done.stderr, "")
 
+    def test_help_is_there_without_docstrings_too(self) -> None:
+        done = subprocess.run([sys.executable, "-OO", RUNNER, "--help"], capture_output=True, text=True)
+        self.assertIn("Exit codes: 0 all", done.stdout, done.stderr)
+
     def test_help_fits_two_screens(self) -> None:
         done = self.run_runner("--help", expect=0, env={"COLUMNS": "80"})
         lines = done.stdout.splitlines()
         self.assertLessEqual(len(lines), 60)
         self.assertLessEqual(max(map(len, lines)), 80)
+
+
+class NameTest(CommandLineCase):
+    def test_the_runner_works_under_any_name_and_says_how_it_goes_on_under_that_name(self) -> None:
+        shutil.copy(RUNNER, self.dir / "re.py")  # a library of this name is imported
+        (self.dir / "re").symlink_to("re.py")
+        for words in (["re.py"], ["-S", "-O", "re.py"], ["re"]):
+            with self.subTest(words=words):
+                command: list[Any] = [sys.executable, *words, "--configs", "broken.py"]
+                done = subprocess.run(command, cwd=self.dir, capture_output=True, text=True)
+                self.assertRegex(done.stdout, rf"(?m)^continue with: \S*python\S* {words[-1]} --resume /", done.stderr)
+
+    def test_what_uv_runs_goes_on_with_the_python_of_its_environment(self) -> None:
+        command: list[Any] = [sys.executable, RUNNER, "--configs", "broken.py"]
+        environment = {**os.environ, "UV": "/usr/bin/uv"}
+        done = subprocess.run(command, cwd=self.dir, env=environment, capture_output=True, text=True)
+        self.assertIn(f"continue with: {sys.executable} {RUNNER} --resume /", done.stdout)
+
+    def test_only_where_no_script_is_named_train_py_stands_for_train_run_py(self) -> None:
+        (self.dir / "train_run.py").rename(self.dir / "train.py")
+        [command] = self.planned("--configs", "a.py").values()
+        self.assertEqual(command[1], "train.py")
+        err = self.forked("--configs", "a.py", "--train_script", "train_run.py", expect=2).stderr
+        self.assertIn("training script can't be used: train_run.py: No such file", err)
 
 
 class OverrideTest(CommandLineCase):

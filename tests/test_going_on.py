@@ -165,9 +165,9 @@ class DevicesTest(EnvironmentCase):
         self.config("a")
         cases = {
             "--gpus 3": r"2 GPUs found.*",
-            "--gpus 1 --devices cuda:0": "--gpus: not allowed with --devices",
-            "--gpus 1 --jobs 2": "--gpus: not allowed with .*--jobs",
-            "--gpus 1 --device cuda": "--gpus: not allowed with --device",
+            "--gpus 1 --devices cuda:0": "--devices: not allowed with --gpus",
+            "--gpus 1 --jobs 2": "--gpus: not allowed with --jobs",
+            "--gpus 1 --device cuda": "--device: not allowed with --gpus",
             "--gpus 0": "not a whole number from 1",
         }
         for words, expected in cases.items():

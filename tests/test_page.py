@@ -349,5 +349,5 @@ class ReportTest(RunnerCase):
         page = self.batch() / "report.html"
         page.unlink()
         done = self.forked("--report", self.batch())
-        self.assertEqual(done.stdout, f"{page}\n")
+        self.assertEqual(done.stdout, f"{page.relative_to(self.dir.resolve())}\n")
         self.assertIn("one", Tables(self.report()).tables[-1][1][0])

@@ -134,7 +134,7 @@ class HowTest(ResumeCase):
         self.config("c", "batch_size = 1")
         self.assertEqual(
             self.resume(self.batch(), "--dry_run").splitlines(),
-            ["# c: completed, but its config has changed since: c.py"]
+            [f"# resuming {self.batch()}", "# c: completed, but its config has changed since: c.py"]
             + [f"# {name}: completed, left alone" for name in "abc"]
             + ["# 0 of 3 experiments would run"],
         )
@@ -202,7 +202,7 @@ class RefusalTest(ResumeCase):
         self.forked("--configs", "a.py")
         before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertIn("nothing to do", self.resume(self.batch()))
-        self.assertIn("nothing is left to do", self.resume())
+        self.assertIn("1 completed, nothing to do\n", self.resume())
         after = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertEqual(after, before)
 
@@ -244,6 +244,20 @@ class RefusalTest(ResumeCase):
         wrong += [{"results": {"a": {**whole["results"]["a"], **each}}} for each in results]
         (self.batch() / "a" / "experiment_result.json").unlink()
         self.damaged(*(json.dumps({**whole, **change}) for change in wrong))
+
+    def test_kept_options_that_no_command_line_could_have_given_are_refused_and_named(self) -> None:
+        self.config("a", "sys.exit(1)")
+        self.forked("--configs", "a.py", expect=1)
+        path = self.batch() / "experiment_summary.json"
+        whole = self.json(path)
+        wrong: dict[str, Any] = {"metrics": ["loss", "("], "stop_signal": "NOSUCH", "jobs": -5, "shard": "3/2"}
+        for name, value in wrong.items():
+            with self.subTest(name=name):
+                path.write_text(json.dumps({**whole, "options": {name: value}}))
+                err = self.forked("--resume", self.batch(), expect=2).stderr
+                self.assertRegex(err, rf"\Aerror: [^\n]*: {name} of its options: [^\n]*\n\Z")
+        path.write_text(json.dumps({**whole, "resumes": 5}))
+        self.forked("--resume", self.batch(), expect=1)
 
     def test_what_is_no_batch_is_refused_and_stays_as_it_is(self) -> None:
         self.config("a")

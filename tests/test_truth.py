@@ -61,6 +61,15 @@ class StatusTest(RunnerCase):
         self.forked("--resume", batch, "--again", "a", expect=1)
         self.assertEqual(self.result("a")["attempts"], 3)
 
+    def test_an_override_brings_resume_to_the_batch_in_which_one_has_diverged(self) -> None:
+        self.config("a", NAN_LATER)
+        self.forked("--configs", "a.py", expect=1)
+        diverged = self.batch()
+        self.config("b", step(1))
+        self.forked("--configs", "b.py")
+        self.forked("--resume", "--learning_rate", "1e-4", expect=1)
+        self.assertEqual(self.json(diverged / "experiment_summary.json")["results"]["a"]["attempts"], 2)
+
     def test_stop_on_nan_ends_an_attempt_after_three_losses_or_one_evaluation(self) -> None:
         losses = "".join(f"print('iter {n}: loss {loss}', flush=True)\n" for n, loss in enumerate([2.0, "nan", "nan"]))
         self.config("two", losses)
@@ -220,14 +229,16 @@ class WhichBatchTest(RunnerCase):
         (self.dir / "a.py").write_text("")
         for mode in (["--dry_run"], []):
             out = self.forked("--resume", *mode).stdout
-            self.assertIn("resuming experiments/night: the newest batch with anything to do", out)
+            self.assertIn("resuming experiments/night\n", out)
         summary = self.json(self.dir / "experiments" / "night" / "experiment_summary.json")
         self.assertEqual((summary["completed"], summary["state"]), (1, "finished"))
 
     def test_with_nothing_left_anywhere_resume_says_so_and_exits_with_0(self) -> None:
         self.made("quick", "2024-01-29T00:00:00.000+00:00")
         self.made("diverged", "2024-01-30T00:00:00.000+00:00", NAN_LATER)
-        self.assertEqual(self.forked("--resume").stdout, "nothing is left to do in any batch of experiments\n")
+        out = self.forked("--resume").stdout
+        self.assertIn("a: diverged, left alone", out)
+        self.assertTrue(out.endswith("experiments/diverged: 1 failed, nothing to do\n"), out)
         self.assertEqual(self.forked("--resume", "--quiet").stdout, "")
 
     def test_a_batch_that_was_moved_shows_links_and_resumes_from_where_it_is(self) -> None:
