@@ -5150,8 +5150,8 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
         elif rest and re.match(r"[^-]|-[\d.]|$", rest[0]):  # a number may be negative
             overrides[name] = rest.popleft()
         else:
-            remedy = f"--{name} VALUE{suggestion(name, ())}"
-            raise UsageError(f"--{name} is a setting of the trainer and wants a value: {remedy}")
+            wanted = "true or false" if isinstance(USUAL.get(name), bool) else "a value"
+            raise UsageError(f"--{name} is a setting of the trainer and wants {wanted}: --{name} VALUE{suggestion(name, ())}")
     return own, for_trainer
 
 
@@ -5312,7 +5312,7 @@ def show_job(job: Job) -> int:
 
 def say_nothing_to_do(options: Options, why: Sequence[str]) -> int:
     if not options.quiet:
-        print_whole([*why[:-1], f"{why[-1]}, nothing to do"])
+        print_whole([*why[:-1], f"{why[-1]}: nothing to do"])
     return 0
 
 
@@ -5323,9 +5323,11 @@ def new_batch(given: dict[str, Any]) -> int:
     options = Options(**given)
     if not options.configs and not options.command:
         raise UsageError("no configs; name them with --configs, or continue a batch with --resume; see --help")
-    if not {"train_script", "command"} & given.keys():
+    notes = []
+    if not {"train_script", "command"} & given.keys() and default_script() != options.train_script:
+        notes.append(f"the training script is {default_script()}: there is no {options.train_script}")
         options.train_script = default_script()
-    job = prepare(given, options, [])
+    job = prepare(given, options, notes)
     whole = plan_new(job)
     if not job.plan:  # an array may have more elements than there are experiments
         return say_nothing_to_do(options, [f"--shard {options.shard}: no experiment is left of {len(whole)}"])
@@ -5383,7 +5385,8 @@ def resume_batch(given: dict[str, Any]) -> int:
         return show_job(job)
     if not job.to_run and stored.facts.state == "finished":
         counts = show_counts(count_statuses(job.results.values()))
-        return say_nothing_to_do(options, [*job.notes, f"{job.folder}: {counts}"])
+        others = "" if given["resume"] else "; no other batch has anything left either"
+        return say_nothing_to_do(options, [*job.notes, f"{job.folder}: {counts}{others}"])
     wait_for_trainings(job)
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     resume = {"time": now_iso(), "command": [*program(), *sys.argv[1:]], "overrides": options.overrides}

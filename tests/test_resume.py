@@ -202,7 +202,7 @@ class RefusalTest(ResumeCase):
         self.forked("--configs", "a.py")
         before = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertIn("nothing to do", self.resume(self.batch()))
-        self.assertIn("1 completed, nothing to do\n", self.resume())
+        self.assertIn("1 completed; no other batch has anything left either: nothing to do\n", self.resume())
         after = {path: path.stat().st_mtime_ns for path in self.batch().rglob("*") if path.name != "runner.lock"}
         self.assertEqual(after, before)
 

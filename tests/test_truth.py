@@ -238,7 +238,7 @@ class WhichBatchTest(RunnerCase):
         self.made("diverged", "2024-01-30T00:00:00.000+00:00", NAN_LATER)
         out = self.forked("--resume").stdout
         self.assertIn("a: diverged, left alone", out)
-        self.assertTrue(out.endswith("experiments/diverged: 1 failed, nothing to do\n"), out)
+        self.assertTrue(out.endswith("experiments/diverged: 1 failed; no other batch has anything left either: nothing to do\n"), out)
         self.assertEqual(self.forked("--resume", "--quiet").stdout, "")
 
     def test_a_batch_that_was_moved_shows_links_and_resumes_from_where_it_is(self) -> None:

@@ -60,7 +60,7 @@ class PartitionTest(ShardCase):
 
     def test_a_shard_beyond_the_plan_has_nothing_to_do_which_is_no_failure(self) -> None:
         done = self.forked("--configs", "one.py", "--shard", "2/3", expect=0)
-        self.assertEqual(done.stdout, "--shard 2/3: no experiment is left of 1, nothing to do\n")
+        self.assertEqual(done.stdout, "--shard 2/3: no experiment is left of 1: nothing to do\n")
         self.assertFalse((self.dir / "experiments").exists())
 
     def test_the_summary_keeps_the_part_and_a_digest_of_the_whole_plan(self) -> None:
