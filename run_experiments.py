@@ -2833,9 +2833,9 @@ def known_values(values: Iterable[Optional[float]]) -> list[float]:
 
 def elapsed(result: Result) -> Optional[float]:
     """Seconds that an attempt took, or has taken so far."""
-    if result.status is Status.RUNNING and result.start_time:
+    if result.status is Status.RUNNING:
         with contextlib.suppress(ValueError, OverflowError):  # of a damaged file
-            return max(0.0, time.time() - datetime.fromisoformat(result.start_time).timestamp())
+            return max(0.0, time.time() - datetime.fromisoformat(str(result.start_time)).timestamp())
     return result.duration_seconds
 
 
@@ -2843,7 +2843,7 @@ def total_elapsed(result: Result) -> Optional[float]:
     """Seconds of all attempts, those of a running one included."""
     if result.status is Status.RUNNING:
         return sum(known_values([result.total_seconds, elapsed(result)]))
-    return result.duration_seconds if result.total_seconds is None else result.total_seconds
+    return or_else(result.total_seconds, result.duration_seconds)
 
 
 def seconds_left(result: Result) -> Optional[float]:
@@ -2857,8 +2857,8 @@ def seconds_left(result: Result) -> Optional[float]:
 
 def seconds_needed(result: Result) -> Optional[float]:
     """What the attempt of a running experiment will have taken."""
-    left = seconds_left(result)
-    return None if left is None else sum(known_values([left, elapsed(result)]))
+    left, took = seconds_left(result), elapsed(result)
+    return None if left is None or took is None else left + took
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
@@ -2933,13 +2933,12 @@ def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
 def setting_columns(rows: Sequence[Row]) -> list[Column]:
     """A column for each setting in which the rows differ, and for the device; `?` is what isn't known."""
     settings = [{"device": row.get("device") or "", **row["settings"]} for row in rows]
-    columns = []
-    for key in keys_of(settings):
-        values = [each.get(key, "") for each in settings]
-        texts = ["?" if value is None else clean(str(value)) for value in values]
-        if len(set(texts)) > 1:
-            columns.append([key, *texts])
-    return columns
+    columns = [[key, *(setting_text(each.get(key, "")) for each in settings)] for key in keys_of(settings)]
+    return [column for column in columns if len(set(column[1:])) > 1]
+
+
+def setting_text(value: Any) -> str:
+    return clean(str(or_else(value, "?")))
 
 
 def keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -2976,17 +2975,17 @@ def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
 
 def notes_of(row: Row) -> list[str]:
     """The lines under a row."""
-    is_mute = row["status"] is Status.RUNNING and not row["progress"]
-    last_line = shorten(row["last_line"], 70) if is_mute else ""
-    notes = [("error", error_of(row)), ("hint", row["hint"]), ("prints", last_line)]
-    notes += [("warning", text) for text in row["warnings"]]
+    notes = [("error", error_of(row)), ("hint", row["hint"])]
+    if row["status"] is Status.RUNNING and not row["progress"]:  # its last line is what there is to show
+        notes.append(("prints", shorten(row["last_line"], 70)))
+    notes += zip(itertools.repeat("warning"), row["warnings"])
     return [f"    {label}: {clean(text)}" for label, text in notes if text]
 
 
-def error_of(row: Row) -> Optional[str]:
+def error_of(row: Row) -> str:
     """What went wrong, where that says more than the status does."""
-    is_status = row["status"] == Status.INTERRUPTED and str(row["error"]).startswith("stopped by")
-    return None if is_status else row["error"]
+    error = str(row["error"] or "")
+    return "" if error.startswith("stopped by") else error  # that is what `interrupted` says
 
 
 def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -3013,10 +3012,11 @@ def seed_groups(results: Sequence[Result]) -> list[Row]:
         if "seed" in each.settings:
             members[json.dumps([each.config_path, compared(each)], sort_keys=True)].append(each)
     groups = [seed_group(group) for group in members.values() if len(group) > 1]
-    return sorted(groups, key=lambda group: math.inf if group["best_mean"] is None else group["best_mean"])
+    return sorted(groups, key=lambda group: or_else(group["best_mean"], math.inf))
 
 
 def compared(result: Result) -> dict[str, Any]:
+    """The settings in which a seed group's experiments are alike."""
     return {key: value for key, value in result.settings.items() if key not in NOT_COMPARED}
 
 
@@ -3054,21 +3054,22 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
             lines[number] = f"{shorten(each.config_name, SHORT_NAME)}  {clean(each.last_line)}"
     if len(seen) < len(running):
         lines.append(f"... and {len(running) - len(seen)} more")
-    left = batch_left(everyone, slots)
-    counts = show_counts(count_statuses(everyone))
-    lines.append(counts if left is None else f"{counts}; ETA {whole_seconds(left)}")
+    lines.append(show_counts(count_statuses(everyone)) + show_eta(batch_left(everyone, slots), "; "))
     return [line[: max(1, width - 1)] for line in lines]
 
 
+def show_eta(left: Optional[float], before: str = "") -> str:
+    return "" if left is None else f"{before}ETA {whole_seconds(left)}"
+
+
 def live_cells(result: Result) -> list[str]:
-    left = seconds_left(result)
     return [
         result.config_name,
         f"iter {show_progress(result) or 0}",
         f"loss {show_loss(result.metrics.train_loss)}",
         f"val {show_loss(result.metrics.val_loss)}",
         whole_seconds(elapsed(result)),
-        "" if left is None else f"ETA {whole_seconds(left)}",
+        show_eta(seconds_left(result)),
     ]
 
 
@@ -3079,8 +3080,7 @@ def terminal_size() -> tuple[int, int]:
     """Columns and rows of the terminal that stderr is."""
     with contextlib.suppress(OSError):
         columns, rows = os.get_terminal_size(2)
-        if columns > 0 and rows > 0:
-            return columns, rows
+        return columns or 80, rows or 24  # zero is what nobody has set
     return 80, 24
 
 
@@ -3094,13 +3094,19 @@ def encoded(text: str) -> memoryview:
     return memoryview(text.encode(encoding, "backslashreplace"))
 
 
+def write_whole(descriptor: int, text: str, when_written: Callable[[], None] = lambda: None) -> None:
+    """Write all of it, at the pace of its reader; raises OSError."""
+    os.set_blocking(descriptor, True)  # another program may have left the terminal otherwise
+    data = encoded(text)
+    while data:
+        data = data[os.write(descriptor, data[:CHUNK]) :]
+        when_written()
+
+
 def print_whole(lines: Iterable[str]) -> None:
-    """Print all of what was asked for, at the pace of its reader. Raises UsageError where it can't be written."""
-    data = encoded("".join(f"{line}\n" for line in lines))
+    """Print what was asked for; raises UsageError where it can't be written."""
     try:
-        os.set_blocking(1, True)  # another program may have left the terminal otherwise
-        while data:
-            data = data[os.write(1, data) :]
+        write_whole(1, "".join(f"{line}\n" for line in lines))
     except BrokenPipeError:
         pass  # `head` has seen enough
     except OSError as error:
@@ -3162,7 +3168,7 @@ class Console(threading.Thread):
 
     def settle(self, patience: float) -> None:
         """Wait until all is written, or nothing has been for so many seconds."""
-        self.progress = time.monotonic()
+        self.note_progress()
         with self.changed:
             while self.unwritten and time.monotonic() < self.progress + patience:
                 self.changed.wait(0.1)
@@ -3179,7 +3185,7 @@ class Console(threading.Thread):
                 done = self.unwritten
                 entries, dropped, block = self.waiting, self.dropped, self.block
                 self.waiting, self.dropped, self.followed = [], 0, 0
-            text = "".join(f"{name}{clean(line)}\n" for name, lines in entries for line in lines_in(lines))
+            text = "".join(itertools.starmap(shown_lines, entries))
             if dropped:
                 text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
             if text:
@@ -3199,16 +3205,16 @@ class Console(threading.Thread):
 
     def write(self, descriptor: int, text: str) -> None:
         """What can't be written, to a pipe that is closed say, is left out."""
-        data = encoded(text)
         with contextlib.suppress(OSError):
-            os.set_blocking(descriptor, True)
-            while data:
-                data = data[os.write(descriptor, data[:CHUNK]) :]
-                self.progress = time.monotonic()
+            write_whole(descriptor, text, self.note_progress)
+
+    def note_progress(self) -> None:
+        self.progress = time.monotonic()
 
 
-def lines_in(data: bytes) -> list[str]:
-    return data.decode(errors="replace").expandtabs().splitlines()
+def shown_lines(before: str, data: bytes) -> str:
+    lines = data.decode(errors="replace").expandtabs().splitlines()
+    return "".join(f"{before}{clean(line)}\n" for line in lines)
 
 
 def is_for_blocks() -> bool:
