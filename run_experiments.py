@@ -3238,7 +3238,7 @@ def is_in_front() -> bool:
 # may come from a stranger's config, so it is escaped where it enters the HTML; the script gets it as JSON only.
 
 MAX_CURVES = 100  # are drawn; more can't be told apart
-MAX_LINKED = 1000  # experiments; of more each has its first link only: six links make 10,000 rows a page of 10 MB
+MAX_LINKS = 6000  # to files, shared out among the rows, of which each has its first: 60,000 are a page of 10 MB
 MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the number too
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
 PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
@@ -3253,15 +3253,8 @@ class PageHead:
     title: str
     state: str  # the batch's: running, finished, ...
     counts: dict[str, int]  # as count_statuses gives them
-    host: Optional[str] = None
-    commit: Optional[str] = None  # as it is to be read
-    patch: Optional[str] = None  # link to uncommitted.patch
-    started: Optional[str] = None
-    updated: Optional[str] = None
-    duration: Optional[float] = None  # seconds
-    eta: Optional[float] = None  # seconds
-    command: Optional[str] = None
-    batches: list[Row] = field(default_factory=list)  # of several: name, href, state, started, command
+    facts: dict[str, str] = field(default_factory=dict)  # title -> text; an empty one is left out
+    batches: list[dict[str, str]] = field(default_factory=list)  # of several: name, href, state, started, command
     warnings: list[str] = field(default_factory=list)
     reload_seconds: Optional[float] = None  # None: nobody writes the page again
 
@@ -3275,12 +3268,12 @@ class HtmlColumn:
     cells: list[str]  # HTML, as the title
 
 
-def to_html(value: Any) -> str:
-    return "" if value is None else html.escape(clean(str(value)))
+def to_html(text: str) -> str:
+    return html.escape(clean(text))
 
 
 def lines_html(text: Optional[str]) -> str:
-    return "\n".join(map(to_html, (text or "").expandtabs().splitlines()))
+    return "\n".join(map(to_html, or_else(text, "").expandtabs().splitlines()))
 
 
 def element(tag: str, inside: str) -> str:
@@ -3290,7 +3283,7 @@ def element(tag: str, inside: str) -> str:
 
 def link_html(label: str, href: str) -> str:
     """A link to a file; in its path a browser would take `?`, `#` and `%` for more than they are."""
-    address = re.sub("[%?#]", lambda mark: f"%{ord(mark[0]):02X}", href)
+    address = href.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
     return f'<a href="{to_html(address)}">{to_html(label)}</a>'
 
 
@@ -3358,14 +3351,18 @@ def warnings_html(texts: Iterable[str]) -> str:
 def experiments_html(rows: Sequence[Row]) -> str:
     """What a sweep has set stands next to the name; of the facts those of which something is known."""
     settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
-    swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
+    swept = [settings.pop(key) for key in swept_keys(rows) if key in settings]
     status = HtmlColumn("s", "Status", list(map(status_html, rows)))
     facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
-    most_links = None if len(rows) <= MAX_LINKED else 1
+    most_links = max(1, MAX_LINKS // max(1, len(rows)))
     links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
     files = HtmlColumn("f", "Files", links)
     columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
     return table_html(columns, map(note_html, rows))
+
+
+def swept_keys(rows: Sequence[Row]) -> list[str]:
+    return keys_of(row["sweep"] for row in rows)
 
 
 def groups_html(groups: Sequence[Row]) -> str:
@@ -3377,7 +3374,7 @@ def groups_html(groups: Sequence[Row]) -> str:
     return element('section id="groups"', title + table if groups else "")
 
 
-def batches_html(batches: Sequence[Row]) -> str:
+def batches_html(batches: Sequence[Mapping[str, str]]) -> str:
     """What a page over several batches is made of."""
     names = [f"<div>{link_html(each['name'], each['href'])}</div>" for each in batches]
     columns = [HtmlColumn("name", "Batch", names)]
@@ -3386,22 +3383,23 @@ def batches_html(batches: Sequence[Row]) -> str:
     return element('div class="scroll" id="batches"', table_html(columns) if batches else "")
 
 
+def fact_of_head(title: str, text: str) -> str:
+    inside = FACT_TAGS.get(title, to_html)(text)
+    return element("div", f"<dt>{title}</dt><dd>{inside}</dd>") if text else ""
+
+
+FACT_TAGS: dict[str, Callable[[str], str]] = {  # of those that are more than a text
+    "Changes": lambda path: link_html(path, path),
+    "Command": lambda text: element("code", to_html(text)),
+}
+
+
 def head_html(head: PageHead) -> str:
     counts = [dot_html(key, show_counts({key: count})) for key, count in head.counts.items() if count]
-    facts = {
-        "Host": to_html(head.host),
-        "Commit": to_html(head.commit),
-        "Changes": link_html("uncommitted.patch", head.patch) if head.patch else "",
-        "Started": to_html(head.started),
-        "Updated": to_html(head.updated),
-        "Duration": show_duration(head.duration, ""),
-        "ETA": show_duration(head.eta, ""),
-        "Command": element("code", to_html(head.command)),
-    }
-    told = [f"<div><dt>{title}</dt><dd>{fact}</dd></div>" for title, fact in facts.items() if fact]
     state = dot_html(head.state, element("b", to_html(head.state)))
     lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', state + "".join(counts))]
-    lines += [warnings_html(head.warnings), element("dl", "".join(told)), batches_html(head.batches)]
+    facts = "".join(itertools.starmap(fact_of_head, head.facts.items()))
+    lines += [warnings_html(head.warnings), element("dl", facts), batches_html(head.batches)]
     return "\n".join(lines)
 
 
@@ -3411,11 +3409,11 @@ def is_finite_number(value: Any) -> bool:
 
 def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
     """A line for each config, where one swept number tells all points apart but those of seeds."""
-    key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
+    key = next((key for key in swept_keys(rows) if key != "seed"), "")
     told = [row for row in rows if is_finite_number(row["sweep"].get(key)) and row["best_val_loss"] is not None]
-    values = sorted({row["sweep"][key] for row in told})
-    distinct = {str({**row["sweep"], "seed": None}) for row in told}
-    if not values or len(values) < len(distinct):
+    places = {str({**row["sweep"], "seed": None}): row["sweep"][key] for row in told}
+    values = sorted(set(places.values()))
+    if not places or len(values) < len(places):
         return None
     lines: defaultdict[str, list[list[Any]]] = defaultdict(list)
     for row in sorted(told, key=lambda row: row["sweep"][key]):
@@ -3439,10 +3437,11 @@ def is_log_spaced(values: Sequence[float]) -> bool:
     return 0 < 10 * low <= high and middle < (low + high) / 3
 
 
-def render_page(head: PageHead, rows: Sequence[Row], curves: Sequence[Row], groups: Sequence[Row] = ()) -> str:
-    """report.html, whole. A loss that is nan or inf is a text already."""
-    best = {row["name"]: row["best"] for row in rows}
-    drawn = [{**curve, "best": best[curve["name"]]} for curve in curves if curve["val"] + curve["train"]]
+def render_page(head: PageHead, rows: Sequence[Row], groups: Sequence[Row] = ()) -> str:
+    """report.html, whole, from the rows of rows_of with `files`, `sweep` and `curve` besides.
+
+    A loss that is nan or inf is a text already."""
+    drawn = [{"name": row["name"], "best": row["best"], **row["curve"]} for row in rows if any(row["curve"].values())]
     note = f"the best {MAX_CURVES} of {len(rows):,} are drawn" if len(rows) > MAX_CURVES else ""
     data = {"curves": drawn, "sweep": sweep_chart(rows), "note": note, "reload": head.reload_seconds}
     more = f'<label><input type="checkbox" id="all"> show all {len(rows):,}</label>'
@@ -3735,13 +3734,11 @@ class Overview:
 
 def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
     """The results of one batch, or of several as one, then with the settings in which these differ."""
-    if len(batches) == 1:
-        return list(batches[0].results.values())
     times = Counter(name for batch in batches for name in batch.results)
     commons = [batch.facts.common_settings for batch in batches]
     shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
     joined = []
-    for batch, common, label in zip(batches, commons, batch_labels([batch.folder for batch in batches])):
+    for batch, common, label in zip(batches, commons, batch_labels(batches)):
         apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
         for name, each in batch.results.items():
             full_name = f"{label}/{name}" if times[name] > 1 else name
@@ -3749,47 +3746,38 @@ def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
     return joined
 
 
-def batch_labels(folders: Sequence[str]) -> list[str]:
-    """The names of batches, with their place where two have begun in the same second in two directories."""
-    paths = list(map(os.path.abspath, folders))
-    names = list(map(os.path.basename, paths))
-    if len(set(names)) == len(names):
-        return names
+def batch_labels(batches: Sequence[StoredBatch]) -> list[str]:
+    """Where the batches are below the directory that they have in common."""
+    paths = [os.path.abspath(batch.folder) for batch in batches]
     return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
 
 
 def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
     """What is wrong with batches that are looked at together: shards are missing, or are of another plan."""
-    shards = [each.facts.shard for each in batches if each.facts.shard]
-    notes = []
-    if len({(each["plan_digest"], each["count"]) for each in shards}) > 1:
-        notes.append("the shards are of differing plans")
-    count = max((each["count"] for each in shards), default=0)
-    missing = sorted(set(range(1, count + 1)) - {each["index"] for each in shards})
-    if missing:
-        notes.append(f"of {count} shards these are missing: {', '.join(map(str, missing))}")
-    return notes
+    shards = list(filter(None, (each.facts.shard for each in batches)))
+    plans = {(each["plan_digest"], each["count"]) for each in shards}
+    if len(plans) > 1:
+        return ["the shards are of differing plans"]
+    indexes = {each["index"] for each in shards}
+    counts = [count for _, count in plans]
+    missing = [str(index) for index in range(1, sum(counts) + 1) if index not in indexes]
+    return [f"of {count} shards these are missing: {', '.join(missing)}" for count in counts if missing]
 
 
 def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curve], limit: float = math.inf) -> bytes:
     """report.html for a directory, with what the logs hold by now; at most `limit` more bytes of each are read."""
     overview = Overview(batches)
-    results = overview.results
     swept = {key for batch in batches for keys in batch.facts.sweep for key in keys.split(",")}
-    rows = rows_of(results)
-    for row, each in zip(rows, results):
+    patterns = {each.experiment_dir: metrics_of(batch.summary) for batch in batches for each in batch.results.values()}
+    drawn = {each.experiment_dir for each in sorted(overview.results, key=draw_rank)[:MAX_CURVES]}
+    rows = rows_of(overview.results)
+    for row, each in zip(rows, overview.results):
+        folder = each.experiment_dir
         row["files"] = page_files(each, place)
         row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
-    patterns = {each.experiment_dir: metrics_of(batch.summary) for batch in batches for each in batch.results.values()}
-    begun = [each for each in results if each.attempts]
-    drawn = {each.experiment_dir for each in sorted(begun, key=draw_rank)[:MAX_CURVES]}
-    lines = []
-    for each in begun:
-        folder = each.experiment_dir
-        if folder in drawn:
-            lines.append({"name": each.config_name, **read_curves(folder, curves, patterns[folder], limit)})
-    head, groups = page_head(place, overview), seed_groups(results)
-    return render_page(head, rows, lines, groups).encode(errors="backslashreplace")
+        row["curve"] = read_curves(folder, curves, patterns[folder], limit) if folder in drawn else {}
+    page = render_page(page_head(place, overview), rows, seed_groups(overview.results))
+    return page.encode(errors="backslashreplace")
 
 
 def read_curves(
@@ -3807,8 +3795,7 @@ def read_curves(
 
 def draw_rank(result: Result) -> tuple[bool, float]:
     """Of many experiments the running ones are drawn, then the best."""
-    loss = result.metrics.best_val_loss
-    return result.status is not Status.RUNNING, math.inf if loss is None else loss
+    return result.status is not Status.RUNNING, or_else(result.metrics.best_val_loss, math.inf)
 
 
 def page_files(result: Result, place: str) -> list[tuple[str, str]]:
@@ -3824,27 +3811,39 @@ def page_files(result: Result, place: str) -> list[tuple[str, str]]:
 
 def page_head(place: str, overview: Overview) -> PageHead:
     title = os.path.basename(os.path.abspath(place))
-    rows = [batch_row(each, place) for each in overview.batches]
     head = PageHead(title, overview.state, count_statuses(overview.results), warnings=overview.notes)
+    rows = [batch_row(each, place) for each in overview.batches]
     if len(rows) > 1:
         head.batches = rows
         return head
     batch, facts = overview.batches[0], overview.batches[0].facts
-    if facts.git.get("commit"):
-        head.commit = str(facts.git["commit"])[:12] + (" with changes" if facts.git.get("dirty") else "")
-    head.patch = PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else None
-    head.host, head.started, head.command = facts.hostname, rows[0]["started"], rows[0]["command"]
-    head.duration, head.eta = batch_seconds(batch), batch_left(overview.results, facts.slots)
+    head.facts = {
+        "Host": facts.hostname,
+        "Commit": show_commit(facts.git),
+        "Changes": PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else "",
+        "Started": rows[0]["started"],
+        "Updated": "",
+        "Duration": show_duration(batch_seconds(batch), ""),
+        "ETA": show_duration(batch_left(overview.results, facts.slots), ""),
+        "Command": rows[0]["command"],
+    }
     if head.state == "running":
-        head.updated = time.strftime("%Y-%m-%d %H:%M:%S")
+        head.facts["Updated"] = time.strftime("%Y-%m-%d %H:%M:%S")
         head.reload_seconds = RELOAD
     return head
 
 
+def show_commit(git: Mapping[str, Any]) -> str:
+    commit = str(git.get("commit") or "")[:12]
+    return f"{commit} with changes".lstrip() if git.get("dirty") else commit
+
+
 def batch_row(batch: StoredBatch, place: str) -> dict[str, str]:
+    """A batch on a page over several."""
+    folder = os.path.relpath(batch.folder, place)
     return {
-        "name": os.path.basename(os.path.abspath(batch.folder)),
-        "href": f"./{os.path.relpath(batch.folder, place)}/{REPORT}",
+        "name": folder,
+        "href": f"./{folder}/{REPORT}",
         "state": batch.facts.state,
         "started": batch.facts.start_time[:19].replace("T", " "),
         "command": shell_line(batch.facts.command),
@@ -5560,8 +5559,7 @@ def status_lines(overview: Overview) -> list[str]:
     lines = []
     for batch in overview.batches:
         facts, results = batch.facts, list(batch.results.values())
-        left = batch_left(results, facts.slots)
-        eta = "" if left is None else f", ETA {show_duration(left)}"
+        eta = show_eta(batch_left(results, facts.slots), ", ")
         counts, took = show_counts(count_statuses(results)), show_duration(batch_seconds(batch))
         lines.append(f"{clean(batch.folder)}: {clean(facts.state)}, {counts}; {took}{eta}")
         if facts.stopped_because:

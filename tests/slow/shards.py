@@ -141,8 +141,8 @@ class OneTableTest(ShardCase):
         (self.dir / "b" / names[1]).rename(self.dir / "b" / "experiment_renamed")
         said = self.status(f"a/{names[0]}", "b/experiment_renamed")
         for name in ("one__seed_1", "two__seed_1"):
-            self.assertIn(f"\n{names[0]}/{name} ", said)
-            self.assertIn(f"\nexperiment_renamed/{name} ", said)
+            self.assertIn(f"\na/{names[0]}/{name} ", said)
+            self.assertIn(f"\nb/experiment_renamed/{name} ", said)
 
     def test_batches_of_the_same_name_in_two_places_are_told_apart(self) -> None:
         self.run_shard("1/3", base="a")
