@@ -2933,12 +2933,13 @@ def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
 def setting_columns(rows: Sequence[Row]) -> list[Column]:
     """A column for each setting in which the rows differ, and for the device; `?` is what isn't known."""
     settings = [{"device": row.get("device") or "", **row["settings"]} for row in rows]
-    columns = [[key, *(setting_text(each.get(key, "")) for each in settings)] for key in keys_of(settings)]
-    return [column for column in columns if len(set(column[1:])) > 1]
-
-
-def setting_text(value: Any) -> str:
-    return clean(str(or_else(value, "?")))
+    columns = []
+    for key in keys_of(settings):
+        values = [or_else(each.get(key, ""), "?") for each in settings]
+        texts = list(map(clean, map(str, values)))
+        if len(set(texts)) > 1:
+            columns.append([key, *texts])
+    return columns
 
 
 def keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -3094,19 +3095,13 @@ def encoded(text: str) -> memoryview:
     return memoryview(text.encode(encoding, "backslashreplace"))
 
 
-def write_whole(descriptor: int, text: str, when_written: Callable[[], None] = lambda: None) -> None:
-    """Write all of it, at the pace of its reader; raises OSError."""
-    os.set_blocking(descriptor, True)  # another program may have left the terminal otherwise
-    data = encoded(text)
-    while data:
-        data = data[os.write(descriptor, data[:CHUNK]) :]
-        when_written()
-
-
 def print_whole(lines: Iterable[str]) -> None:
-    """Print what was asked for; raises UsageError where it can't be written."""
+    """Print what was asked for, at the pace of its reader; raises UsageError where it can't be written."""
+    data = encoded("".join(f"{line}\n" for line in lines))
     try:
-        write_whole(1, "".join(f"{line}\n" for line in lines))
+        os.set_blocking(1, True)  # another program may have left the terminal otherwise
+        while data:
+            data = data[os.write(1, data) :]
     except BrokenPipeError:
         pass  # `head` has seen enough
     except OSError as error:
@@ -3129,10 +3124,10 @@ class Console(threading.Thread):
         self.quiet = quiet
         self.live = not quiet and is_for_blocks()
         self.changed = threading.Condition()
-        self.unwritten = 0  # calls whose effect isn't on the screen yet
         self.waiting: list[tuple[str, bytes]] = []  # lines, and what to write before each of them
-        self.followed = 0  # bytes of the trainings' that wait
-        self.dropped = 0  # lines of theirs that did not fit
+        self.waiting_bytes = 0
+        self.unwritten = 0  # calls whose effect isn't on the screen yet
+        self.dropped = 0  # lines of the trainings' for which there was no room
         self.block: list[str] = []  # the live block as it should stand
         self.drawn: list[str] = []  # and as it stands
         self.progress = 0.0  # when something was last written
@@ -3141,34 +3136,36 @@ class Console(threading.Thread):
 
     def line(self, text: str, even_if_quiet: bool = False) -> None:
         if not self.quiet or even_if_quiet:
-            with self.changed:
-                self.waiting.append(("", text.encode(errors="backslashreplace")))
-                self.wake()
+            self.put("", text.encode(errors="backslashreplace"))
 
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
         with self.changed:
-            if self.followed > FOLLOWED:
+            if self.waiting_bytes > FOLLOWED:
                 self.dropped += lines.count(b"\n")
             elif not self.quiet:
-                self.followed += len(lines)
-                self.waiting.append((name, lines))
-                self.wake()
+                self.put(name, lines)
 
     def draw(self, block: list[str]) -> None:
         """Put a block in the place of the one on the screen."""
         if self.live:
-            with self.changed:
-                self.block = block
-                self.wake()
+            self.block = block
+            self.wake()
+
+    def put(self, before: str, lines: bytes) -> None:
+        with self.changed:
+            self.waiting.append((before, lines))
+            self.waiting_bytes += len(lines)
+            self.wake()
 
     def wake(self) -> None:
-        self.unwritten += 1
-        self.changed.notify_all()
+        with self.changed:
+            self.unwritten += 1
+            self.changed.notify_all()
 
     def settle(self, patience: float) -> None:
         """Wait until all is written, or nothing has been for so many seconds."""
-        self.note_progress()
+        self.progress = time.monotonic()
         with self.changed:
             while self.unwritten and time.monotonic() < self.progress + patience:
                 self.changed.wait(0.1)
@@ -3184,7 +3181,7 @@ class Console(threading.Thread):
                 self.changed.wait_for(lambda: self.unwritten)
                 done = self.unwritten
                 entries, dropped, block = self.waiting, self.dropped, self.block
-                self.waiting, self.dropped, self.followed = [], 0, 0
+                self.waiting, self.waiting_bytes, self.dropped = [], 0, 0
             text = "".join(itertools.starmap(shown_lines, entries))
             if dropped:
                 text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
@@ -3205,11 +3202,12 @@ class Console(threading.Thread):
 
     def write(self, descriptor: int, text: str) -> None:
         """What can't be written, to a pipe that is closed say, is left out."""
+        data = encoded(text)
         with contextlib.suppress(OSError):
-            write_whole(descriptor, text, self.note_progress)
-
-    def note_progress(self) -> None:
-        self.progress = time.monotonic()
+            os.set_blocking(descriptor, True)
+            while data:
+                data = data[os.write(descriptor, data[:CHUNK]) :]
+                self.progress = time.monotonic()
 
 
 def shown_lines(before: str, data: bytes) -> str:
@@ -3351,7 +3349,7 @@ def warnings_html(texts: Iterable[str]) -> str:
 def experiments_html(rows: Sequence[Row]) -> str:
     """What a sweep has set stands next to the name; of the facts those of which something is known."""
     settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
-    swept = [settings.pop(key) for key in swept_keys(rows) if key in settings]
+    swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
     status = HtmlColumn("s", "Status", list(map(status_html, rows)))
     facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
     most_links = max(1, MAX_LINKS // max(1, len(rows)))
@@ -3359,10 +3357,6 @@ def experiments_html(rows: Sequence[Row]) -> str:
     files = HtmlColumn("f", "Files", links)
     columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
     return table_html(columns, map(note_html, rows))
-
-
-def swept_keys(rows: Sequence[Row]) -> list[str]:
-    return keys_of(row["sweep"] for row in rows)
 
 
 def groups_html(groups: Sequence[Row]) -> str:
@@ -3409,7 +3403,7 @@ def is_finite_number(value: Any) -> bool:
 
 def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
     """A line for each config, where one swept number tells all points apart but those of seeds."""
-    key = next((key for key in swept_keys(rows) if key != "seed"), "")
+    key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
     told = [row for row in rows if is_finite_number(row["sweep"].get(key)) and row["best_val_loss"] is not None]
     places = {str({**row["sweep"], "seed": None}): row["sweep"][key] for row in told}
     values = sorted(set(places.values()))
