@@ -3257,15 +3257,6 @@ class PageHead:
     reload_seconds: Optional[float] = None  # None: nobody writes the page again
 
 
-@dataclass
-class HtmlColumn:
-    """A column of a table."""
-
-    kind: str  # one of CELLS
-    title: str
-    cells: list[str]  # HTML, as the title
-
-
 def to_html(text: str) -> str:
     return html.escape(clean(text))
 
@@ -3294,36 +3285,40 @@ def dot_html(kind: str, inside: str) -> str:
     return f'<span class="dot {to_html(kind)}">{inside}</span>'
 
 
-def table_html(columns: Sequence[HtmlColumn], notes: Iterable[str] = itertools.repeat("")) -> str:
-    """A table with a tbody for each row and its note. End tags that HTML lets go are a megabyte at 10,000 rows."""
-    titles = [f'<th scope="col" class="{column.kind}">{column.title}</th>' for column in columns]
-    lines = [f"<table><thead><tr>{''.join(titles)}</thead>"]
-    tags = [CELLS[column.kind] for column in columns]
-    for note, *cells in zip(notes, *(column.cells for column in columns)):
-        lines.append("<tbody><tr>" + "".join(map(operator.add, tags, cells)))
+def html_column(kind: str, title: str, cells: Iterable[str]) -> Column:
+    """A column as HTML. The end tags that HTML lets go would be a megabyte at 10,000 rows."""
+    return [f'<th scope="col" class="{kind}">{title}</th>', *(CELLS[kind] + cell for cell in cells)]
+
+
+def table_html(columns: Sequence[Column], notes: Iterable[str] = itertools.repeat("")) -> str:
+    """A table with a tbody for each row and its note."""
+    titles, *rows = map("".join, zip(*columns))
+    lines = [f"<table><thead><tr>{titles}</thead>"]
+    for row, note in zip(rows, notes):
+        lines.append(f"<tbody><tr>{row}")
         if note:
             lines.append(f'<tr class="note"><td colspan="{len(columns)}">{note}')
     return "\n".join(lines) + "</table>"
 
 
-def name_column(title: str, rows: Sequence[Row]) -> HtmlColumn:
-    return HtmlColumn("name", title, [f"<div>{name_html(row['name'])}</div>" for row in rows])
+def name_column(title: str, rows: Sequence[Row]) -> Column:
+    return html_column("name", title, [f"<div>{name_html(row['name'])}</div>" for row in rows])
 
 
-def fact_html(column: Column) -> HtmlColumn:
+def fact_html(column: Column) -> Column:
     """Figures, titled as a sentence begins; a star for the best."""
     title, *cells = [to_html(text).replace("*", "<b>★</b>") for text in column]
-    return HtmlColumn("n", title[0].upper() + title[1:], cells)
+    return html_column("n", title[0].upper() + title[1:], cells)
 
 
-def setting_html(column: Column) -> HtmlColumn:
+def setting_html(column: Column) -> Column:
     """A setting; of long values the part in which they differ, and the whole folded under it."""
     key, *texts = column
     cells = []
     for text, part in zip(texts, differing_parts(texts)):
         folded = f"<details><summary>{to_html(part)}</summary>{to_html(text)}</details>"
         cells.append(to_html(text) if part == text else folded)
-    return HtmlColumn("n" if is_numeric(column) else "s", name_html(key), cells)
+    return html_column("n" if is_numeric(column) else "s", name_html(key), cells)
 
 
 def status_html(row: Row) -> str:
@@ -3350,11 +3345,11 @@ def experiments_html(rows: Sequence[Row]) -> str:
     """What a sweep has set stands next to the name; of the facts those of which something is known."""
     settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
     swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
-    status = HtmlColumn("s", "Status", list(map(status_html, rows)))
+    status = html_column("s", "Status", map(status_html, rows))
     facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
     most_links = max(1, MAX_LINKS // max(1, len(rows)))
     links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
-    files = HtmlColumn("f", "Files", links)
+    files = html_column("f", "Files", links)
     columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
     return table_html(columns, map(note_html, rows))
 
@@ -3371,9 +3366,9 @@ def groups_html(groups: Sequence[Row]) -> str:
 def batches_html(batches: Sequence[Mapping[str, str]]) -> str:
     """What a page over several batches is made of."""
     names = [f"<div>{link_html(each['name'], each['href'])}</div>" for each in batches]
-    columns = [HtmlColumn("name", "Batch", names)]
+    columns = [html_column("name", "Batch", names)]
     for key in ("state", "started", "command"):
-        columns.append(HtmlColumn("s", key.capitalize(), [to_html(each[key]) for each in batches]))
+        columns.append(html_column("s", key.capitalize(), [to_html(each[key]) for each in batches]))
     return element('div class="scroll" id="batches"', table_html(columns) if batches else "")
 
 
