@@ -3722,12 +3722,16 @@ class Overview:
 
 
 def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
-    """The results of one batch, or of several as one, then with the settings in which these differ."""
+    """The results of one batch, or of several as one, then with the settings in which these differ.
+
+    A name that several have stands behind its batch's place below the directory that they have in common."""
     times = Counter(name for batch in batches for name in batch.results)
     commons = [batch.facts.common_settings for batch in batches]
     shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
+    paths = [os.path.abspath(batch.folder) for batch in batches]
     joined = []
-    for batch, common, label in zip(batches, commons, batch_labels(batches)):
+    for batch, common, path in zip(batches, commons, paths):
+        label = os.path.relpath(path, os.path.commonpath(paths))
         apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
         for name, each in batch.results.items():
             full_name = f"{label}/{name}" if times[name] > 1 else name
@@ -3735,22 +3739,19 @@ def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
     return joined
 
 
-def batch_labels(batches: Sequence[StoredBatch]) -> list[str]:
-    """Where the batches are below the directory that they have in common."""
-    paths = [os.path.abspath(batch.folder) for batch in batches]
-    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-
-
 def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
-    """What is wrong with batches that are looked at together: shards are missing, or are of another plan."""
+    """What is wrong with shards that are looked at together."""
     shards = list(filter(None, (each.facts.shard for each in batches)))
     plans = {(each["plan_digest"], each["count"]) for each in shards}
     if len(plans) > 1:
         return ["the shards are of differing plans"]
     indexes = {each["index"] for each in shards}
-    counts = [count for _, count in plans]
-    missing = [str(index) for index in range(1, sum(counts) + 1) if index not in indexes]
-    return [f"of {count} shards these are missing: {', '.join(missing)}" for count in counts if missing]
+    notes = []
+    for _, count in plans:  # one, or none
+        missing = sorted(set(range(1, count + 1)) - indexes)
+        if missing:
+            notes.append(f"of {count} shards these are missing: {', '.join(map(str, missing))}")
+    return notes
 
 
 def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curve], limit: float = math.inf) -> bytes:
@@ -3769,9 +3770,7 @@ def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curv
     return page.encode(errors="backslashreplace")
 
 
-def read_curves(
-    folder: str, curves: dict[str, Curve], patterns: Sequence[re.Pattern[bytes]], limit: float
-) -> dict[str, list[list[Any]]]:
+def read_curves(folder: str, curves: dict[str, Curve], patterns: Sequence[re.Pattern[bytes]], limit: float) -> Row:
     """The losses in an experiment's logs, of each kind those of the stream that tells more: bars come on stderr."""
     drawn = []
     for stream in ("stdout", "stderr"):
@@ -3806,9 +3805,10 @@ def page_head(place: str, overview: Overview) -> PageHead:
         head.batches = rows
         return head
     batch, facts = overview.batches[0], overview.batches[0].facts
+    changes = " with changes" if facts.git.get("dirty") else ""
     head.facts = {
         "Host": facts.hostname,
-        "Commit": show_commit(facts.git),
+        "Commit": str(facts.git.get("commit") or "")[:12] + changes,
         "Changes": PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else "",
         "Started": rows[0]["started"],
         "Updated": "",
@@ -3820,11 +3820,6 @@ def page_head(place: str, overview: Overview) -> PageHead:
         head.facts["Updated"] = time.strftime("%Y-%m-%d %H:%M:%S")
         head.reload_seconds = RELOAD
     return head
-
-
-def show_commit(git: Mapping[str, Any]) -> str:
-    commit = str(git.get("commit") or "")[:12]
-    return f"{commit} with changes".lstrip() if git.get("dirty") else commit
 
 
 def batch_row(batch: StoredBatch, place: str) -> dict[str, str]:
