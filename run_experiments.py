@@ -2857,8 +2857,8 @@ def seconds_left(result: Result) -> Optional[float]:
 
 def seconds_needed(result: Result) -> Optional[float]:
     """What the attempt of a running experiment will have taken."""
-    left, took = seconds_left(result), elapsed(result)
-    return None if left is None or took is None else left + took
+    left = seconds_left(result)
+    return None if left is None else left + or_else(elapsed(result), 0.0)
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
@@ -3091,8 +3091,7 @@ def terminal_width() -> int:
 
 
 def encoded(text: str) -> memoryview:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return memoryview(text.encode(encoding, "backslashreplace"))
+    return memoryview(text.encode(sys.getfilesystemencoding(), "backslashreplace"))
 
 
 def print_whole(lines: Iterable[str]) -> None:
@@ -3716,22 +3715,22 @@ class Overview:
 
     def __init__(self, batches: Sequence[StoredBatch]) -> None:
         self.batches = batches
-        self.results = joined_results(batches)
+        self.place = os.path.commonpath([os.path.abspath(each.folder) for each in batches])
+        self.results = joined_results(batches, self.place)
         self.state = max(each.facts.state for each in batches)  # "finished" < "interrupted" < "running"
         self.notes = shard_notes(batches) if len(batches) > 1 else []
 
 
-def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
+def joined_results(batches: Sequence[StoredBatch], place: str) -> list[Result]:
     """The results of one batch, or of several as one, then with the settings in which these differ.
 
     A name that several have stands behind its batch's place below the directory that they have in common."""
     times = Counter(name for batch in batches for name in batch.results)
     commons = [batch.facts.common_settings for batch in batches]
     shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
-    paths = [os.path.abspath(batch.folder) for batch in batches]
     joined = []
-    for batch, common, path in zip(batches, commons, paths):
-        label = os.path.relpath(path, os.path.commonpath(paths))
+    for batch, common in zip(batches, commons):
+        label = os.path.relpath(batch.folder, place)
         apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
         for name, each in batch.results.items():
             full_name = f"{label}/{name}" if times[name] > 1 else name
@@ -3754,23 +3753,28 @@ def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
     return notes
 
 
-def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curve], limit: float = math.inf) -> bytes:
-    """report.html for a directory, with what the logs hold by now; at most `limit` more bytes of each are read."""
-    overview = Overview(batches)
-    swept = {key for batch in batches for keys in batch.facts.sweep for key in keys.split(",")}
-    patterns = {each.experiment_dir: metrics_of(batch.summary) for batch in batches for each in batch.results.values()}
+def make_page(overview: Overview, curves: dict[str, Curve], limit: float = math.inf) -> bytes:
+    """report.html, with what the logs hold by now; at most `limit` more bytes of each are read."""
+    swept: set[str] = set()
+    patterns: dict[str, Sequence[re.Pattern[bytes]]] = {}  # by the experiment's directory
+    for batch in overview.batches:
+        swept.update(",".join(batch.facts.sweep).split(","))
+        folders = [each.experiment_dir for each in batch.results.values()]
+        patterns.update(dict.fromkeys(folders, metrics_of(batch.summary)))
     drawn = {each.experiment_dir for each in sorted(overview.results, key=draw_rank)[:MAX_CURVES]}
     rows = rows_of(overview.results)
     for row, each in zip(rows, overview.results):
         folder = each.experiment_dir
-        row["files"] = page_files(each, place)
+        row["files"] = page_files(each, overview.place)
         row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
         row["curve"] = read_curves(folder, curves, patterns[folder], limit) if folder in drawn else {}
-    page = render_page(page_head(place, overview), rows, seed_groups(overview.results))
+    page = render_page(page_head(overview), rows, seed_groups(overview.results))
     return page.encode(errors="backslashreplace")
 
 
-def read_curves(folder: str, curves: dict[str, Curve], patterns: Sequence[re.Pattern[bytes]], limit: float) -> Row:
+def read_curves(
+    folder: str, curves: dict[str, Curve], patterns: Sequence[re.Pattern[bytes]], limit: float
+) -> dict[str, list[list[Any]]]:
     """The losses in an experiment's logs, of each kind those of the stream that tells more: bars come on stderr."""
     drawn = []
     for stream in ("stdout", "stderr"):
@@ -3797,10 +3801,10 @@ def page_files(result: Result, place: str) -> list[tuple[str, str]]:
     return [(label, f"./{folder}/{file}") for label, file in files.items()]
 
 
-def page_head(place: str, overview: Overview) -> PageHead:
-    title = os.path.basename(os.path.abspath(place))
+def page_head(overview: Overview) -> PageHead:
+    title = os.path.basename(overview.place)
     head = PageHead(title, overview.state, count_statuses(overview.results), warnings=overview.notes)
-    rows = [batch_row(each, place) for each in overview.batches]
+    rows = [batch_row(each, overview.place) for each in overview.batches]
     if len(rows) > 1:
         head.batches = rows
         return head
@@ -3963,7 +3967,7 @@ class Recorder:
             return
         batch = StoredBatch(self.folder, summary, dict(self.copies))
         limit = math.inf if is_last else PAGE_BYTES
-        self.save(path, lambda: write_file(path, make_page(self.folder, [batch], self.curves, limit), sync=False))
+        self.save(path, lambda: write_file(path, make_page(Overview([batch]), self.curves, limit), sync=False))
 
     def finish(self, results: Mapping[str, Result]) -> bool:
         """Write down how the batch ended; returns whether all of it, but for the page, is on the disk."""
@@ -5504,20 +5508,18 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
 def show_batches(options: Options) -> int:
     """--status and --report."""
     named = options.status or options.report or [options.base_out_dir]
-    stored = [read_batch(folder) for folder in batches_named(named)]
+    overview = Overview([read_batch(folder) for folder in batches_named(named)])
     if options.report is not None:
-        common = os.path.commonpath([os.path.abspath(each.folder) for each in stored])
-        place = stored[0].folder if len(stored) == 1 else os.path.relpath(common)
+        path = os.path.join(overview.place, REPORT)
         try:
-            path = os.path.join(place, REPORT)
-            write_file(path, make_page(place, stored, {}), sync=False, is_holder=False)
+            write_file(path, make_page(overview, {}), sync=False, is_holder=False)
             print_whole([path])
         except OSError as error:
-            raise UsageError(f"can't write the report: {place}: {error.strerror}") from None
+            raise UsageError(f"can't write the report: {overview.place}: {error.strerror}") from None
     elif options.json:
-        print_whole([json.dumps(status_json(Overview(stored)))])
+        print_whole([json.dumps(status_json(overview))])
     else:
-        print_whole(itertools.chain(*(each.notes for each in stored), status_lines(Overview(stored))))
+        print_whole(status_lines(overview))
     return 0
 
 
@@ -5540,7 +5542,7 @@ def status_json(overview: Overview) -> dict[str, Any]:
 
 
 def status_lines(overview: Overview) -> list[str]:
-    lines = []
+    lines = [note for batch in overview.batches for note in batch.notes]
     for batch in overview.batches:
         facts, results = batch.facts, list(batch.results.values())
         eta = show_eta(batch_left(results, facts.slots), ", ")
