@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -188,7 +187,7 @@ class ComparedTest(RunnerCase):
         settings = [each["settings"] for each in told["experiments"]]
         self.assertEqual([each["n_layer"] for each in settings], [4, 4, 8, 8])
         path = self.forked("--report", "last_week", "today").stdout.strip()
-        self.assertEqual(os.path.normpath(path), "report.html")
+        self.assertEqual(path, str(self.dir / "report.html"))
         page = (self.dir / path).read_text().replace("<wbr>", "")
         titles = re.findall(r"<th scope=[^>]*>([^<]*)</th>", page)
         self.assertEqual(
