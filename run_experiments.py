@@ -2850,9 +2850,9 @@ def known_values(values: Iterable[Optional[float]]) -> list[float]:
 
 def elapsed(result: Result) -> Optional[float]:
     """Seconds that an attempt took, or has taken so far."""
-    if result.status is Status.RUNNING and result.start_time:
+    if result.status is Status.RUNNING:
         with contextlib.suppress(ValueError, OverflowError):  # of a damaged file
-            return max(0.0, time.time() - datetime.fromisoformat(result.start_time).timestamp())
+            return max(0.0, time.time() - datetime.fromisoformat(str(result.start_time)).timestamp())
     return result.duration_seconds
 
 
@@ -2860,7 +2860,7 @@ def total_elapsed(result: Result) -> Optional[float]:
     """Seconds of all attempts, those of a running one included."""
     if result.status is Status.RUNNING:
         return sum(known_values([result.total_seconds, elapsed(result)]))
-    return result.duration_seconds if result.total_seconds is None else result.total_seconds
+    return or_else(result.total_seconds, result.duration_seconds)
 
 
 def seconds_left(result: Result) -> Optional[float]:
@@ -2875,7 +2875,7 @@ def seconds_left(result: Result) -> Optional[float]:
 def seconds_needed(result: Result) -> Optional[float]:
     """What the attempt of a running experiment will have taken."""
     left = seconds_left(result)
-    return None if left is None else sum(known_values([left, elapsed(result)]))
+    return None if left is None else left + or_else(elapsed(result), 0.0)
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
@@ -2952,8 +2952,8 @@ def setting_columns(rows: Sequence[Row]) -> list[Column]:
     settings = [{"device": row.get("device") or "", **row["settings"]} for row in rows]
     columns = []
     for key in keys_of(settings):
-        values = [each.get(key, "") for each in settings]
-        texts = ["?" if value is None else clean(str(value)) for value in values]
+        values = [or_else(each.get(key, ""), "?") for each in settings]
+        texts = list(map(clean, map(str, values)))
         if len(set(texts)) > 1:
             columns.append([key, *texts])
     return columns
@@ -2993,17 +2993,17 @@ def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
 
 def notes_of(row: Row) -> list[str]:
     """The lines under a row."""
-    is_mute = row["status"] is Status.RUNNING and not row["progress"]
-    last_line = shorten(row["last_line"], 70) if is_mute else ""
-    notes = [("error", error_of(row)), ("hint", row["hint"]), ("prints", last_line)]
-    notes += [("warning", text) for text in row["warnings"]]
+    notes = [("error", error_of(row)), ("hint", row["hint"])]
+    if row["status"] is Status.RUNNING and not row["progress"]:  # its last line is what there is to show
+        notes.append(("prints", shorten(row["last_line"], 70)))
+    notes += zip(itertools.repeat("warning"), row["warnings"])
     return [f"    {label}: {clean(text)}" for label, text in notes if text]
 
 
-def error_of(row: Row) -> Optional[str]:
+def error_of(row: Row) -> str:
     """What went wrong, where that says more than the status does."""
-    is_status = row["status"] == Status.INTERRUPTED and str(row["error"]).startswith("stopped by")
-    return None if is_status else row["error"]
+    error = str(row["error"] or "")
+    return "" if error.startswith("stopped by") else error  # that is what `interrupted` says
 
 
 def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
@@ -3030,10 +3030,11 @@ def seed_groups(results: Sequence[Result]) -> list[Row]:
         if "seed" in each.settings:
             members[json.dumps([each.config_path, compared(each)], sort_keys=True)].append(each)
     groups = [seed_group(group) for group in members.values() if len(group) > 1]
-    return sorted(groups, key=lambda group: math.inf if group["best_mean"] is None else group["best_mean"])
+    return sorted(groups, key=lambda group: or_else(group["best_mean"], math.inf))
 
 
 def compared(result: Result) -> dict[str, Any]:
+    """The settings in which a seed group's experiments are alike."""
     return {key: value for key, value in result.settings.items() if key not in NOT_COMPARED}
 
 
@@ -3071,21 +3072,22 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
             lines[number] = f"{shorten(each.config_name, SHORT_NAME)}  {clean(each.last_line)}"
     if len(seen) < len(running):
         lines.append(f"... and {len(running) - len(seen)} more")
-    left = batch_left(everyone, slots)
-    counts = show_counts(count_statuses(everyone))
-    lines.append(counts if left is None else f"{counts}; ETA {whole_seconds(left)}")
+    lines.append(show_counts(count_statuses(everyone)) + show_eta(batch_left(everyone, slots), "; "))
     return [line[: max(1, width - 1)] for line in lines]
 
 
+def show_eta(left: Optional[float], before: str = "") -> str:
+    return "" if left is None else f"{before}ETA {whole_seconds(left)}"
+
+
 def live_cells(result: Result) -> list[str]:
-    left = seconds_left(result)
     return [
         result.config_name,
         f"iter {show_progress(result) or 0}",
         f"loss {show_loss(result.metrics.train_loss)}",
         f"val {show_loss(result.metrics.val_loss)}",
         whole_seconds(elapsed(result)),
-        "" if left is None else f"ETA {whole_seconds(left)}",
+        show_eta(seconds_left(result)),
     ]
 
 
@@ -3096,8 +3098,7 @@ def terminal_size() -> tuple[int, int]:
     """Columns and rows of the terminal that stderr is."""
     with contextlib.suppress(OSError):
         columns, rows = os.get_terminal_size(2)
-        if columns > 0 and rows > 0:
-            return columns, rows
+        return columns or 80, rows or 24  # zero is what nobody has set
     return 80, 24
 
 
@@ -3107,12 +3108,11 @@ def terminal_width() -> int:
 
 
 def encoded(text: str) -> memoryview:
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    return memoryview(text.encode(encoding, "backslashreplace"))
+    return memoryview(text.encode(sys.getfilesystemencoding(), "backslashreplace"))
 
 
 def print_whole(lines: Iterable[str]) -> None:
-    """Print all of what was asked for, at the pace of its reader. Raises UsageError where it can't be written."""
+    """Print what was asked for, at the pace of its reader; raises UsageError where it can't be written."""
     data = encoded("".join(f"{line}\n" for line in lines))
     try:
         os.set_blocking(1, True)  # another program may have left the terminal otherwise
@@ -3140,10 +3140,10 @@ class Console(threading.Thread):
         self.quiet = quiet
         self.live = not quiet and is_for_blocks()
         self.changed = threading.Condition()
-        self.unwritten = 0  # calls whose effect isn't on the screen yet
         self.waiting: list[tuple[str, bytes]] = []  # lines, and what to write before each of them
-        self.followed = 0  # bytes of the trainings' that wait
-        self.dropped = 0  # lines of theirs that did not fit
+        self.waiting_bytes = 0
+        self.unwritten = 0  # calls whose effect isn't on the screen yet
+        self.dropped = 0  # lines of the trainings' for which there was no room
         self.block: list[str] = []  # the live block as it should stand
         self.drawn: list[str] = []  # and as it stands
         self.progress = 0.0  # when something was last written
@@ -3152,30 +3152,32 @@ class Console(threading.Thread):
 
     def line(self, text: str, even_if_quiet: bool = False) -> None:
         if not self.quiet or even_if_quiet:
-            with self.changed:
-                self.waiting.append(("", text.encode(errors="backslashreplace")))
-                self.wake()
+            self.put("", text.encode(errors="backslashreplace"))
 
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
         with self.changed:
-            if self.followed > FOLLOWED:
+            if self.waiting_bytes > FOLLOWED:
                 self.dropped += lines.count(b"\n")
             elif not self.quiet:
-                self.followed += len(lines)
-                self.waiting.append((name, lines))
-                self.wake()
+                self.put(name, lines)
 
     def draw(self, block: list[str]) -> None:
         """Put a block in the place of the one on the screen."""
         if self.live:
-            with self.changed:
-                self.block = block
-                self.wake()
+            self.block = block
+            self.wake()
+
+    def put(self, before: str, lines: bytes) -> None:
+        with self.changed:
+            self.waiting.append((before, lines))
+            self.waiting_bytes += len(lines)
+            self.wake()
 
     def wake(self) -> None:
-        self.unwritten += 1
-        self.changed.notify_all()
+        with self.changed:
+            self.unwritten += 1
+            self.changed.notify_all()
 
     def settle(self, patience: float) -> None:
         """Wait until all is written, or nothing has been for so many seconds."""
@@ -3195,8 +3197,8 @@ class Console(threading.Thread):
                 self.changed.wait_for(lambda: self.unwritten)
                 done = self.unwritten
                 entries, dropped, block = self.waiting, self.dropped, self.block
-                self.waiting, self.dropped, self.followed = [], 0, 0
-            text = "".join(f"{name}{clean(line)}\n" for name, lines in entries for line in lines_in(lines))
+                self.waiting, self.waiting_bytes, self.dropped = [], 0, 0
+            text = "".join(itertools.starmap(shown_lines, entries))
             if dropped:
                 text += f"... {dropped} lines dropped: the console is slow, the logs have them\n"
             if text:
@@ -3224,8 +3226,9 @@ class Console(threading.Thread):
                 self.progress = time.monotonic()
 
 
-def lines_in(data: bytes) -> list[str]:
-    return data.decode(errors="replace").expandtabs().splitlines()
+def shown_lines(before: str, data: bytes) -> str:
+    lines = data.decode(errors="replace").expandtabs().splitlines()
+    return "".join(f"{before}{clean(line)}\n" for line in lines)
 
 
 def is_for_blocks() -> bool:
@@ -3249,7 +3252,7 @@ def is_in_front() -> bool:
 # may come from a stranger's config, so it is escaped where it enters the HTML; the script gets it as JSON only.
 
 MAX_CURVES = 100  # are drawn; more can't be told apart
-MAX_LINKED = 1000  # experiments; of more each has its first link only: six links make 10,000 rows a page of 10 MB
+MAX_LINKS = 6000  # to files, shared out among the rows, of which each has its first: 60,000 are a page of 10 MB
 MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the number too
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
 PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
@@ -3264,34 +3267,18 @@ class PageHead:
     title: str
     state: str  # the batch's: running, finished, ...
     counts: dict[str, int]  # as count_statuses gives them
-    host: Optional[str] = None
-    commit: Optional[str] = None  # as it is to be read
-    patch: Optional[str] = None  # link to uncommitted.patch
-    started: Optional[str] = None
-    updated: Optional[str] = None
-    duration: Optional[float] = None  # seconds
-    eta: Optional[float] = None  # seconds
-    command: Optional[str] = None
-    batches: list[Row] = field(default_factory=list)  # of several: name, href, state, started, command
+    facts: dict[str, str] = field(default_factory=dict)  # title -> text; an empty one is left out
+    batches: list[dict[str, str]] = field(default_factory=list)  # of several: name, href, state, started, command
     warnings: list[str] = field(default_factory=list)
     reload_seconds: Optional[float] = None  # None: nobody writes the page again
 
 
-@dataclass
-class HtmlColumn:
-    """A column of a table."""
-
-    kind: str  # one of CELLS
-    title: str
-    cells: list[str]  # HTML, as the title
-
-
-def to_html(value: Any) -> str:
-    return "" if value is None else html.escape(clean(str(value)))
+def to_html(text: str) -> str:
+    return html.escape(clean(text))
 
 
 def lines_html(text: Optional[str]) -> str:
-    return "\n".join(map(to_html, (text or "").expandtabs().splitlines()))
+    return "\n".join(map(to_html, or_else(text, "").expandtabs().splitlines()))
 
 
 def element(tag: str, inside: str) -> str:
@@ -3301,7 +3288,7 @@ def element(tag: str, inside: str) -> str:
 
 def link_html(label: str, href: str) -> str:
     """A link to a file; in its path a browser would take `?`, `#` and `%` for more than they are."""
-    address = re.sub("[%?#]", lambda mark: f"%{ord(mark[0]):02X}", href)
+    address = href.replace("%", "%25").replace("?", "%3F").replace("#", "%23")
     return f'<a href="{to_html(address)}">{to_html(label)}</a>'
 
 
@@ -3314,36 +3301,40 @@ def dot_html(kind: str, inside: str) -> str:
     return f'<span class="dot {to_html(kind)}">{inside}</span>'
 
 
-def table_html(columns: Sequence[HtmlColumn], notes: Iterable[str] = itertools.repeat("")) -> str:
-    """A table with a tbody for each row and its note. End tags that HTML lets go are a megabyte at 10,000 rows."""
-    titles = [f'<th scope="col" class="{column.kind}">{column.title}</th>' for column in columns]
-    lines = [f"<table><thead><tr>{''.join(titles)}</thead>"]
-    tags = [CELLS[column.kind] for column in columns]
-    for note, *cells in zip(notes, *(column.cells for column in columns)):
-        lines.append("<tbody><tr>" + "".join(map(operator.add, tags, cells)))
+def html_column(kind: str, title: str, cells: Iterable[str]) -> Column:
+    """A column as HTML. The end tags that HTML lets go would be a megabyte at 10,000 rows."""
+    return [f'<th scope="col" class="{kind}">{title}</th>', *(CELLS[kind] + cell for cell in cells)]
+
+
+def table_html(columns: Sequence[Column], notes: Iterable[str] = itertools.repeat("")) -> str:
+    """A table with a tbody for each row and its note."""
+    titles, *rows = map("".join, zip(*columns))
+    lines = [f"<table><thead><tr>{titles}</thead>"]
+    for row, note in zip(rows, notes):
+        lines.append(f"<tbody><tr>{row}")
         if note:
             lines.append(f'<tr class="note"><td colspan="{len(columns)}">{note}')
     return "\n".join(lines) + "</table>"
 
 
-def name_column(title: str, rows: Sequence[Row]) -> HtmlColumn:
-    return HtmlColumn("name", title, [f"<div>{name_html(row['name'])}</div>" for row in rows])
+def name_column(title: str, rows: Sequence[Row]) -> Column:
+    return html_column("name", title, [f"<div>{name_html(row['name'])}</div>" for row in rows])
 
 
-def fact_html(column: Column) -> HtmlColumn:
+def fact_html(column: Column) -> Column:
     """Figures, titled as a sentence begins; a star for the best."""
     title, *cells = [to_html(text).replace("*", "<b>★</b>") for text in column]
-    return HtmlColumn("n", title[0].upper() + title[1:], cells)
+    return html_column("n", title[0].upper() + title[1:], cells)
 
 
-def setting_html(column: Column) -> HtmlColumn:
+def setting_html(column: Column) -> Column:
     """A setting; of long values the part in which they differ, and the whole folded under it."""
     key, *texts = column
     cells = []
     for text, part in zip(texts, differing_parts(texts)):
         folded = f"<details><summary>{to_html(part)}</summary>{to_html(text)}</details>"
         cells.append(to_html(text) if part == text else folded)
-    return HtmlColumn("n" if is_numeric(column) else "s", name_html(key), cells)
+    return html_column("n" if is_numeric(column) else "s", name_html(key), cells)
 
 
 def status_html(row: Row) -> str:
@@ -3370,11 +3361,11 @@ def experiments_html(rows: Sequence[Row]) -> str:
     """What a sweep has set stands next to the name; of the facts those of which something is known."""
     settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
     swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
-    status = HtmlColumn("s", "Status", list(map(status_html, rows)))
+    status = html_column("s", "Status", map(status_html, rows))
     facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
-    most_links = None if len(rows) <= MAX_LINKED else 1
+    most_links = max(1, MAX_LINKS // max(1, len(rows)))
     links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
-    files = HtmlColumn("f", "Files", links)
+    files = html_column("f", "Files", links)
     columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
     return table_html(columns, map(note_html, rows))
 
@@ -3388,31 +3379,32 @@ def groups_html(groups: Sequence[Row]) -> str:
     return element('section id="groups"', title + table if groups else "")
 
 
-def batches_html(batches: Sequence[Row]) -> str:
+def batches_html(batches: Sequence[Mapping[str, str]]) -> str:
     """What a page over several batches is made of."""
     names = [f"<div>{link_html(each['name'], each['href'])}</div>" for each in batches]
-    columns = [HtmlColumn("name", "Batch", names)]
+    columns = [html_column("name", "Batch", names)]
     for key in ("state", "started", "command"):
-        columns.append(HtmlColumn("s", key.capitalize(), [to_html(each[key]) for each in batches]))
+        columns.append(html_column("s", key.capitalize(), [to_html(each[key]) for each in batches]))
     return element('div class="scroll" id="batches"', table_html(columns) if batches else "")
+
+
+def fact_of_head(title: str, text: str) -> str:
+    inside = FACT_TAGS.get(title, to_html)(text)
+    return element("div", f"<dt>{title}</dt><dd>{inside}</dd>") if text else ""
+
+
+FACT_TAGS: dict[str, Callable[[str], str]] = {  # of those that are more than a text
+    "Changes": lambda path: link_html(path, path),
+    "Command": lambda text: element("code", to_html(text)),
+}
 
 
 def head_html(head: PageHead) -> str:
     counts = [dot_html(key, show_counts({key: count})) for key, count in head.counts.items() if count]
-    facts = {
-        "Host": to_html(head.host),
-        "Commit": to_html(head.commit),
-        "Changes": link_html("uncommitted.patch", head.patch) if head.patch else "",
-        "Started": to_html(head.started),
-        "Updated": to_html(head.updated),
-        "Duration": show_duration(head.duration, ""),
-        "ETA": show_duration(head.eta, ""),
-        "Command": element("code", to_html(head.command)),
-    }
-    told = [f"<div><dt>{title}</dt><dd>{fact}</dd></div>" for title, fact in facts.items() if fact]
     state = dot_html(head.state, element("b", to_html(head.state)))
     lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', state + "".join(counts))]
-    lines += [warnings_html(head.warnings), element("dl", "".join(told)), batches_html(head.batches)]
+    facts = "".join(itertools.starmap(fact_of_head, head.facts.items()))
+    lines += [warnings_html(head.warnings), element("dl", facts), batches_html(head.batches)]
     return "\n".join(lines)
 
 
@@ -3424,9 +3416,9 @@ def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
     """A line for each config, where one swept number tells all points apart but those of seeds."""
     key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
     told = [row for row in rows if is_finite_number(row["sweep"].get(key)) and row["best_val_loss"] is not None]
-    values = sorted({row["sweep"][key] for row in told})
-    distinct = {str({**row["sweep"], "seed": None}) for row in told}
-    if not values or len(values) < len(distinct):
+    places = {str({**row["sweep"], "seed": None}): row["sweep"][key] for row in told}
+    values = sorted(set(places.values()))
+    if not places or len(values) < len(places):
         return None
     lines: defaultdict[str, list[list[Any]]] = defaultdict(list)
     for row in sorted(told, key=lambda row: row["sweep"][key]):
@@ -3450,10 +3442,11 @@ def is_log_spaced(values: Sequence[float]) -> bool:
     return 0 < 10 * low <= high and middle < (low + high) / 3
 
 
-def render_page(head: PageHead, rows: Sequence[Row], curves: Sequence[Row], groups: Sequence[Row] = ()) -> str:
-    """report.html, whole. A loss that is nan or inf is a text already."""
-    best = {row["name"]: row["best"] for row in rows}
-    drawn = [{**curve, "best": best[curve["name"]]} for curve in curves if curve["val"] + curve["train"]]
+def render_page(head: PageHead, rows: Sequence[Row], groups: Sequence[Row] = ()) -> str:
+    """report.html, whole, from the rows of rows_of with `files`, `sweep` and `curve` besides.
+
+    A loss that is nan or inf is a text already."""
+    drawn = [{"name": row["name"], "best": row["best"], **row["curve"]} for row in rows if any(row["curve"].values())]
     note = f"the best {MAX_CURVES} of {len(rows):,} are drawn" if len(rows) > MAX_CURVES else ""
     data = {"curves": drawn, "sweep": sweep_chart(rows), "note": note, "reload": head.reload_seconds}
     more = f'<label><input type="checkbox" id="all"> show all {len(rows):,}</label>'
@@ -3739,20 +3732,22 @@ class Overview:
 
     def __init__(self, batches: Sequence[StoredBatch]) -> None:
         self.batches = batches
-        self.results = joined_results(batches)
+        self.place = os.path.commonpath([os.path.abspath(each.folder) for each in batches])
+        self.results = joined_results(batches, self.place)
         self.state = max(each.facts.state for each in batches)  # "finished" < "interrupted" < "running"
         self.notes = shard_notes(batches) if len(batches) > 1 else []
 
 
-def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
-    """The results of one batch, or of several as one, then with the settings in which these differ."""
-    if len(batches) == 1:
-        return list(batches[0].results.values())
+def joined_results(batches: Sequence[StoredBatch], place: str) -> list[Result]:
+    """The results of one batch, or of several as one, then with the settings in which these differ.
+
+    A name that several have stands behind its batch's place below the directory that they have in common."""
     times = Counter(name for batch in batches for name in batch.results)
     commons = [batch.facts.common_settings for batch in batches]
     shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
     joined = []
-    for batch, common, label in zip(batches, commons, batch_labels([batch.folder for batch in batches])):
+    for batch, common in zip(batches, commons):
+        label = os.path.relpath(batch.folder, place)
         apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
         for name, each in batch.results.items():
             full_name = f"{label}/{name}" if times[name] > 1 else name
@@ -3760,47 +3755,35 @@ def joined_results(batches: Sequence[StoredBatch]) -> list[Result]:
     return joined
 
 
-def batch_labels(folders: Sequence[str]) -> list[str]:
-    """The names of batches, with their place where two have begun in the same second in two directories."""
-    paths = list(map(os.path.abspath, folders))
-    names = list(map(os.path.basename, paths))
-    if len(set(names)) == len(names):
-        return names
-    return [os.path.relpath(path, os.path.commonpath(paths)) for path in paths]
-
-
 def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
-    """What is wrong with batches that are looked at together: shards are missing, or are of another plan."""
+    """What is wrong with shards that are looked at together."""
     shards = [each.facts.shard for each in batches if each.facts.shard]
-    notes = []
-    if len({(each["plan_digest"], each["count"]) for each in shards}) > 1:
-        notes.append("the shards are of differing plans")
-    count = max((each["count"] for each in shards), default=0)
-    missing = sorted(set(range(1, count + 1)) - {each["index"] for each in shards})
-    if missing:
-        notes.append(f"of {count} shards these are missing: {', '.join(map(str, missing))}")
-    return notes
+    plans = {(each.get("plan_digest"), each.get("count")) for each in shards}
+    if len(plans) > 1:
+        return ["the shards are of differing plans"]
+    # Of more shards than there are experiments the last ones have nothing to do.
+    wanted = max((min(each.get("count", 0), each.get("experiments", 1 << 20)) for each in shards), default=0)
+    missing = sorted(set(range(1, wanted + 1)) - {each.get("index") for each in shards})
+    return [f"of {wanted} shards these are missing: {', '.join(map(str, missing))}"] if missing else []
 
 
-def make_page(place: str, batches: Sequence[StoredBatch], curves: dict[str, Curve], limit: float = math.inf) -> bytes:
-    """report.html for a directory, with what the logs hold by now; at most `limit` more bytes of each are read."""
-    overview = Overview(batches)
-    results = overview.results
-    swept = {key for batch in batches for keys in batch.facts.sweep for key in keys.split(",")}
-    rows = rows_of(results)
-    for row, each in zip(rows, results):
-        row["files"] = page_files(each, place)
-        row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
-    patterns = {each.experiment_dir: metrics_of(batch.summary) for batch in batches for each in batch.results.values()}
-    begun = [each for each in results if each.attempts]
-    drawn = {each.experiment_dir for each in sorted(begun, key=draw_rank)[:MAX_CURVES]}
-    lines = []
-    for each in begun:
+def make_page(overview: Overview, curves: dict[str, Curve], limit: float = math.inf) -> bytes:
+    """report.html, with what the logs hold by now; at most `limit` more bytes of each are read."""
+    swept: set[str] = set()
+    patterns: dict[str, Sequence[re.Pattern[bytes]]] = {}  # by the experiment's directory
+    for batch in overview.batches:
+        swept.update(",".join(batch.facts.sweep).split(","))
+        folders = [each.experiment_dir for each in batch.results.values()]
+        patterns.update(dict.fromkeys(folders, metrics_of(batch.summary)))
+    drawn = {each.experiment_dir for each in sorted(overview.results, key=draw_rank)[:MAX_CURVES]}
+    rows = rows_of(overview.results)
+    for row, each in zip(rows, overview.results):
         folder = each.experiment_dir
-        if folder in drawn:
-            lines.append({"name": each.config_name, **read_curves(folder, curves, patterns[folder], limit)})
-    head, groups = page_head(place, overview), seed_groups(results)
-    return render_page(head, rows, lines, groups).encode(errors="backslashreplace")
+        row["files"] = page_files(each, overview.place)
+        row["sweep"] = {key: value for key, value in each.overrides.items() if key in swept}
+        row["curve"] = read_curves(folder, curves, patterns[folder], limit) if folder in drawn else {}
+    page = render_page(page_head(overview), rows, seed_groups(overview.results))
+    return page.encode(errors="backslashreplace")
 
 
 def read_curves(
@@ -3818,8 +3801,7 @@ def read_curves(
 
 def draw_rank(result: Result) -> tuple[bool, float]:
     """Of many experiments the running ones are drawn, then the best."""
-    loss = result.metrics.best_val_loss
-    return result.status is not Status.RUNNING, math.inf if loss is None else loss
+    return result.status is not Status.RUNNING, or_else(result.metrics.best_val_loss, math.inf)
 
 
 def page_files(result: Result, place: str) -> list[tuple[str, str]]:
@@ -3833,29 +3815,37 @@ def page_files(result: Result, place: str) -> list[tuple[str, str]]:
     return [(label, f"./{folder}/{file}") for label, file in files.items()]
 
 
-def page_head(place: str, overview: Overview) -> PageHead:
-    title = os.path.basename(os.path.abspath(place))
-    rows = [batch_row(each, place) for each in overview.batches]
+def page_head(overview: Overview) -> PageHead:
+    title = os.path.basename(overview.place)
     head = PageHead(title, overview.state, count_statuses(overview.results), warnings=overview.notes)
+    rows = [batch_row(each, overview.place) for each in overview.batches]
     if len(rows) > 1:
         head.batches = rows
         return head
     batch, facts = overview.batches[0], overview.batches[0].facts
-    if facts.git.get("commit"):
-        head.commit = str(facts.git["commit"])[:12] + (" with changes" if facts.git.get("dirty") else "")
-    head.patch = PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else None
-    head.host, head.started, head.command = facts.hostname, rows[0]["started"], rows[0]["command"]
-    head.duration, head.eta = batch_seconds(batch), batch_left(overview.results, facts.slots)
+    changes = " with changes" if facts.git.get("dirty") else ""
+    head.facts = {
+        "Host": facts.hostname,
+        "Commit": str(facts.git.get("commit") or "")[:12] + changes,
+        "Changes": PATCH if os.path.exists(os.path.join(batch.folder, PATCH)) else "",
+        "Started": rows[0]["started"],
+        "Updated": "",
+        "Duration": show_duration(batch_seconds(batch), ""),
+        "ETA": show_duration(batch_left(overview.results, facts.slots), ""),
+        "Command": rows[0]["command"],
+    }
     if head.state == "running":
-        head.updated = time.strftime("%Y-%m-%d %H:%M:%S")
+        head.facts["Updated"] = time.strftime("%Y-%m-%d %H:%M:%S")
         head.reload_seconds = RELOAD
     return head
 
 
 def batch_row(batch: StoredBatch, place: str) -> dict[str, str]:
+    """A batch on a page over several."""
+    folder = os.path.relpath(batch.folder, place)
     return {
-        "name": os.path.basename(os.path.abspath(batch.folder)),
-        "href": f"./{os.path.relpath(batch.folder, place)}/{REPORT}",
+        "name": folder,
+        "href": f"./{folder}/{REPORT}",
         "state": batch.facts.state,
         "started": batch.facts.start_time[:19].replace("T", " "),
         "command": shell_line(batch.facts.command),
@@ -3991,7 +3981,7 @@ class Recorder:
             return
         batch = StoredBatch(self.folder, summary, dict(self.copies))
         limit = math.inf if is_last else PAGE_BYTES
-        self.save(path, lambda: write_file(path, make_page(self.folder, [batch], self.curves, limit), sync=False))
+        self.save(path, lambda: write_file(path, make_page(Overview([batch]), self.curves, limit), sync=False))
 
     def finish(self, results: Mapping[str, Result]) -> bool:
         """Write down how the batch ended; returns whether all of it, but for the page, is on the disk."""
@@ -5151,7 +5141,8 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
             overrides[name] = rest.popleft()
         else:
             wanted = "true or false" if isinstance(USUAL.get(name), bool) else "a value"
-            raise UsageError(f"--{name} is a setting of the trainer and wants {wanted}: --{name} VALUE{suggestion(name, ())}")
+            remedy = f"--{name} VALUE{suggestion(name, ())}"
+            raise UsageError(f"--{name} is a setting of the trainer and wants {wanted}: {remedy}")
     return own, for_trainer
 
 
@@ -5349,7 +5340,7 @@ def new_batch(given: dict[str, Any]) -> int:
     }
     if options.shard:
         index, count = parse_shard(options.shard)
-        head["shard"] = {"index": index, "count": count, "plan_digest": plan_digest(whole)}
+        head["shard"] = {"index": index, "count": count, "plan_digest": plan_digest(whole), "experiments": len(whole)}
     return run_job(job, head, hold_batch(job.folder))
 
 
@@ -5527,21 +5518,18 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
 def show_batches(options: Options) -> int:
     """--status and --report."""
     named = options.status or options.report or [options.base_out_dir]
-    folders = batches_named(named)
-    stored = list(map(read_batch, folders))
+    overview = Overview([read_batch(folder) for folder in batches_named(named)])
     if options.report is not None:
-        place = os.path.relpath(os.path.commonpath(map(os.path.abspath, folders)))
-        path = os.path.join(place, REPORT)
+        path = os.path.join(overview.place, REPORT)
         try:
-            write_file(path, make_page(place, stored, {}), sync=False, is_holder=False)
+            write_file(path, make_page(overview, {}), sync=False, is_holder=False)
+            print_whole([os.path.relpath(path)])
         except OSError as error:
-            raise UsageError(f"can't write the report: {place}: {error.strerror}") from None
-        lines = [path]
+            raise UsageError(f"can't write the report: {overview.place}: {error.strerror}") from None
     elif options.json:
-        lines = [json.dumps(status_json(Overview(stored)))]
+        print_whole([json.dumps(status_json(overview))])
     else:
-        lines = status_lines(Overview(stored))
-    print_whole(lines)
+        print_whole(status_lines(overview))
     return 0
 
 
@@ -5563,13 +5551,12 @@ def status_json(overview: Overview) -> dict[str, Any]:
 
 
 def status_lines(overview: Overview) -> list[str]:
-    lines: list[str] = []
+    lines = [note for batch in overview.batches for note in batch.notes]
     for batch in overview.batches:
         facts, results = batch.facts, list(batch.results.values())
+        eta = show_eta(batch_left(results, facts.slots), ", ")
         counts, took = show_counts(count_statuses(results)), show_duration(batch_seconds(batch))
-        left = batch_left(results, facts.slots)
-        eta = "" if left is None else f", ETA {show_duration(left)}"
-        lines += [*batch.notes, f"{clean(batch.folder)}: {clean(facts.state)}, {counts}; {took}{eta}"]
+        lines.append(f"{clean(batch.folder)}: {clean(facts.state)}, {counts}; {took}{eta}")
         if facts.stopped_because:
             lines.append(f"stopped because: {clean(facts.stopped_because)}")
     return [*lines, *overview.notes, *result_lines(overview.results, terminal_width())]

@@ -57,7 +57,10 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "lr=1.py"], ["lr=1.py", "="]),
     (["--configs", "a.py", "--batch_size", "1.5"], ["--batch_size", "1.5"]),
     (["--configs", "a.py", "--batch-size", "4"], ["did you mean 'batch_size'?"]),
-    (["--configs", "a.py", "--compile"], ["--compile is a setting of the trainer and wants true or false: --compile VALUE"]),
+    (
+        ["--configs", "a.py", "--compile"],
+        ["--compile is a setting of the trainer and wants true or false: --compile VALUE"],
+    ),
     (["--configs", "a.py", "--n_layer"], ["--n_layer is a setting of the trainer and wants a value: --n_layer VALUE"]),
     (["--configs", "a.py", "--batch_size"], ["--batch_size"]),
     (["--configs", "a.py", "--batch_size", "--quiet"], ["--batch_size"]),

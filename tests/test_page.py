@@ -18,7 +18,7 @@ FILES = [("stdout", "./one/stdout.log"), ("stderr", "./one/stderr.log")]
 
 
 def row(name: str, best_val_loss: Any = 2.0, **values: Any) -> dict[str, Any]:
-    """An experiment as rows_of tells it."""
+    """An experiment as rows_of and make_page tell it."""
     known: dict[str, Any] = {
         "name": name,
         "status": "completed",
@@ -39,6 +39,7 @@ def row(name: str, best_val_loss: Any = 2.0, **values: Any) -> dict[str, Any]:
         "total_seconds": 90.0,
         "eta_seconds": None,
         "files": FILES,
+        "curve": {},
     }
     return {**known, **values}
 
@@ -48,9 +49,9 @@ def group(name: str, best_mean: Optional[float] = None, best_std: Optional[float
     return {"name": name, "settings": {"rate": 0.1}, **values, "last_mean": best_mean, "last_std": best_std}
 
 
-def page(rows: list[dict[str, Any]], curves: Any = (), groups: Any = (), **head: Any) -> str:
+def page(rows: list[dict[str, Any]], groups: Any = (), **head: Any) -> str:
     values = {"title": "batch", "state": "finished", "counts": {"completed": len(rows)}, **head}
-    return runner.render_page(runner.PageHead(**values), rows, curves, groups)
+    return runner.render_page(runner.PageHead(**values), rows, groups)
 
 
 class Tables(html.parser.HTMLParser):
@@ -149,8 +150,8 @@ class TableTest(unittest.TestCase):
     def test_only_a_running_batch_has_an_eta(self) -> None:
         running = row("a", status="running", eta_seconds=60.0)
         self.assertIn("ETA", self.table(running, state="running")[0])
-        self.assertIn("<dt>ETA</dt><dd>1m</dd>", page([running], state="running", eta=60.0))
-        self.assertNotIn("ETA", page([row("a")]))
+        self.assertIn("<dt>ETA</dt><dd>1m</dd>", page([running], state="running", facts={"ETA": "1m"}))
+        self.assertNotIn("ETA", page([row("a")], facts={"ETA": ""}))
 
     def test_long_values_are_folded_to_the_part_in_which_they_differ(self) -> None:
         blocks = [[{"kind": "attention", "heads": 8, "width": width}] for width in (64, 128)]
@@ -206,7 +207,7 @@ class HeadTest(unittest.TestCase):
         text = page([row("a")])
         self.assertNotIn("None", text.split("<script>")[0])
         self.assertNotIn("Commit", text)
-        self.assertIn("Commit", page([row("a")], commit="abc"))
+        self.assertIn("Commit", page([row("a")], facts={"Commit": "abc"}))
 
     def test_several_batches_are_listed_with_links_and_what_is_missing_is_said(self) -> None:
         batches = [
@@ -278,12 +279,12 @@ class SweepTest(unittest.TestCase):
 
 class DataTest(unittest.TestCase):
     def test_curves_without_a_point_are_left_out_and_the_best_is_marked(self) -> None:
-        curves = [
-            {"name": "a", "val": [[1, 2.0], [2, "nan"]], "train": []},
-            {"name": "b", "val": [], "train": [[1, 3.0]]},
-            {"name": "c", "val": [], "train": []},
-        ]
-        text = page([row("a"), row("b", best=True), row("c")], curves)
+        curves = {
+            "a": {"val": [[1, 2.0], [2, "nan"]], "train": []},
+            "b": {"val": [], "train": [[1, 3.0]]},
+            "c": {"val": [], "train": []},
+        }
+        text = page([row(name, best=name == "b", curve=curve) for name, curve in curves.items()])
         told = [(curve["name"], curve["best"]) for curve in data_of(text)["curves"]]
         self.assertEqual(told, [("a", False), ("b", True)])
         self.assertEqual(data_of(text)["curves"][0]["val"][1], [2, "nan"])
@@ -303,10 +304,11 @@ class DataTest(unittest.TestCase):
         hostile = row(**told, settings={HOSTILE: HOSTILE * 2}, sweep={HOSTILE: 1}, warnings=[HOSTILE])
         hostile["files"] = [(HOSTILE, "./x")]
         batches = [{"name": HOSTILE, "href": "./x", "state": HOSTILE, "started": HOSTILE, "command": HOSTILE}]
-        head = {key: HOSTILE for key in ("title", "state", "host", "commit", "started", "updated", "command")}
-        curves = [{"name": HOSTILE, "val": [[1, 2.0]], "train": []}]
+        facts = {key: HOSTILE for key in ("Host", "Commit", "Started", "Updated", "Command")}
+        hostile["curve"] = {"val": [[1, 2.0]], "train": []}
         groups = [{**group(HOSTILE, 1.0), "settings": {HOSTILE: HOSTILE}}]
-        text = page([hostile], curves, groups, **head, batches=batches, warnings=[HOSTILE])
+        head = {"title": HOSTILE, "state": HOSTILE, "facts": facts, "batches": batches, "warnings": [HOSTILE]}
+        text = page([hostile], groups, **head)
         found = Tables(text)
         self.assertEqual((found.tags.count("script"), found.tags.count("img")), (2, 0))
         self.assertEqual({link for link in found.links if link != "data:,"}, {"./x"})

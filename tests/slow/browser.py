@@ -29,9 +29,9 @@ class Case:
     def __init__(self, folder: Path, state: str = "finished", **head: Any) -> None:
         self.path = folder / "report.html"
         folder.mkdir(parents=True, exist_ok=True)
-        self.head: dict[str, Any] = {"title": folder.name, "state": state, "command": "run --configs '*.py'", **head}
+        facts = {"Command": "run --configs '*.py'"}
+        self.head: dict[str, Any] = {"title": folder.name, "state": state, "facts": facts, **head}
         self.rows: list[dict[str, Any]] = []
-        self.curves: list[dict[str, Any]] = []
         self.groups: list[dict[str, Any]] = []
 
     def add(self, name: str, *losses: Any, **values: Any) -> None:
@@ -44,15 +44,14 @@ class Case:
             **{"settings": {}, "sweep": {}, "config_path": "one.py", "total_seconds": 60.0, "eta_seconds": None},
             **{"files": [("stdout", f"./{name}/stdout.log"), ("config", f"./{name}/config_used.py")]},
         }
-        self.rows.append({**known, **values})
         val = [[10 * at, loss] for at, loss in enumerate(losses)]
         train = [[step, loss if isinstance(loss, str) else loss + 0.1] for step, loss in val]
-        self.curves.append({"name": name, "val": val, "train": train})
+        self.rows.append({**known, "curve": {"val": val, "train": train}, **values})
 
     def page(self) -> Path:
         counts = {"completed": len(self.rows)}
         head = runner.PageHead(counts=counts, **self.head)
-        text = runner.render_page(head, self.rows, self.curves, self.groups)
+        text = runner.render_page(head, self.rows, self.groups)
         self.path.write_bytes(text.encode(errors="backslashreplace"))
         return self.path
 
@@ -233,7 +232,8 @@ class PageTest(unittest.TestCase):
 
     def test_texts_from_files_are_shown_as_text_and_execute_nothing(self) -> None:
         batches = [{"name": text, "href": "./x", "state": text, "started": text, "command": text} for text in HOSTILE]
-        case = self.case(host=HOSTILE[0], commit=HOSTILE[1], batches=batches, warnings=list(HOSTILE))
+        facts = {"Host": HOSTILE[0], "Commit": HOSTILE[1]}
+        case = self.case(facts=facts, batches=batches, warnings=list(HOSTILE))
         for number, text in enumerate(HOSTILE):
             settings = {text: text, HOSTILE[0]: number}
             told = {"error": text, "hint": text, "stderr_tail": "\n".join(HOSTILE), "warnings": [text]}
