@@ -67,7 +67,7 @@ class ReadingTest(PlanCase):
             ("import a.b", UNKNOWN, True),
             ("import b as a", UNKNOWN, True),
             ("if x:\n    from base import a", UNKNOWN, True),
-            ("a = 1\nfrom base import a", UNKNOWN, False),
+            ("a = 1\nfrom base import a", UNKNOWN, True),
             ("from base import a\na = 1", 1, False),
         ]
         for source, value, only_imported in table:
@@ -143,7 +143,7 @@ class ReadingTest(PlanCase):
             (runner.Script("", free=True), "gone.yaml", True),
         ):
             with self.subTest(script=script, path=path):
-                self.assertEqual(runner.read_config(path, script).problem is not None, is_problem)
+                self.assertEqual(runner.Planner(script).read(path).problem is not None, is_problem)
 
     def test_train_py_is_the_script_where_there_is_no_train_run_py(self) -> None:
         self.assertEqual(runner.default_script(), "train_run.py")
@@ -166,16 +166,18 @@ class FormTest(unittest.TestCase):
             ([1], '["true", false]', "['true', False]"),
             ([1], '["a=b", null]', "['a\\x3db', None]"),
             ({"a": 1}, '{"null": null}', "{'null': None}"),
-            ("x", "[true]", "[true]"),
+            ("x", "[true]", "'[true]'"),
         ]
         for default, text, form in table:
             with self.subTest(default=default, text=text):
-                self.assertEqual(runner.trainer_form(text, default, True), form)
+                self.assertEqual(runner.trainer_form(text, default), form)
 
-    def test_a_trainer_without_a_configurator_gets_them_as_written(self) -> None:
-        for default, text in ((UNKNOWN, "true"), (UNKNOWN, "[true]"), ([1], "[true]"), (UNKNOWN, "{[]: 1}")):
-            with self.subTest(default=default, text=text):
-                self.assertEqual(runner.trainer_form(text, default, False), text)
+    def test_a_trainer_without_a_configurator_gets_values_as_written(self) -> None:
+        planner = runner.Planner(runner.Script("t.py", {"use": False, "betas": [1]}))
+        given = {"use": "true", "betas": "[true]", "n": "007", "x": "{[]: 1}"}
+        self.assertEqual(
+            planner.experiment("n", "", given).arguments, [f"--{key}={text}" for key, text in given.items()]
+        )
 
 
 class EffectiveSettingsTest(PlanCase):
