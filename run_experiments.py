@@ -246,11 +246,6 @@ def show_duration(seconds: Optional[float], unknown: str = "-") -> str:
     return shown[0]
 
 
-def whole_seconds(seconds: Optional[float]) -> str:
-    """A duration without tenths, for what is drawn anew all the time."""
-    return show_duration(seconds if seconds is None else seconds // 1)
-
-
 def show_loss(loss: Union[float, str, None], unknown: str = "-") -> str:
     """A loss with four digits that count; one that is nan or inf is a text in JSON."""
     if loss is None:
@@ -364,8 +359,8 @@ HARMLESS: dict[type, tuple[type, ...]] = {  # what a config may set a setting to
 
 
 @dataclass
-class Script:
-    """What reading the training script, or a config, tells."""
+class Script(ast.NodeVisitor):
+    """What reading the training script, or a config, tells; the visits take in what a statement sets."""
 
     path: str
     settings: dict[str, Any] = field(default_factory=dict)
@@ -379,14 +374,8 @@ class Script:
     warnings: list[str] = field(default_factory=list)  # what in a config is probably a mistake
     problem: Optional[str] = None  # why it can't be used
 
-
-class Reader(ast.NodeVisitor):
-    """Takes in what the top-level statements of a source set: UNKNOWN, unless they assign literals."""
-
-    def __init__(self, found: Script) -> None:
-        self.found = found
-
     def read(self, statement: ast.stmt) -> None:
+        """Take in what a top-level statement sets: UNKNOWN, unless it assigns literals."""
         try:
             self.visit(statement)
         except RecursionError:  # nested too deeply to be followed
@@ -394,29 +383,26 @@ class Reader(ast.NodeVisitor):
         if isinstance(statement, (ast.Assign, ast.AnnAssign)):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
-            self.found.settings.update(dict.fromkeys(names, read_literal(statement.value)))
+            self.settings.update(dict.fromkeys(names, read_literal(statement.value)))
 
     def set_any_name(self) -> None:
-        self.found.opaque = True
-        self.found.settings = dict.fromkeys(self.found.settings, UNKNOWN)
+        self.opaque = True
+        self.settings = dict.fromkeys(self.settings, UNKNOWN)
 
     def visit_Name(self, node: ast.Name) -> None:
-        settings = self.found.settings
-        if not isinstance(node.ctx, ast.Load):
-            settings[node.id] = UNKNOWN
-            return
-        self.found.reads.add(node.id)
+        is_read = isinstance(node.ctx, ast.Load)
+        if is_read:
+            self.reads.add(node.id)
         # A list that is read may be changed in place, by `stages.append(...)` or through another name for it.
-        if isinstance(settings.get(node.id), (list, dict, set)):
-            settings[node.id] = UNKNOWN
+        if not is_read or isinstance(self.settings.get(node.id), (list, dict, set)):
+            self.settings[node.id] = UNKNOWN
 
     def visit_alias(self, node: ast.alias) -> None:
         if node.name == "*":
             self.set_any_name()
-            return
         name = node.asname or node.name.partition(".")[0]
-        self.found.imported.add(name)
-        self.found.settings.pop(name, None)
+        self.imported.add(name)
+        self.settings.pop(name, None)
 
     def visit_Call(self, node: ast.Call) -> None:
         if ast.unparse(node.func) in ("exec", "globals().update"):
@@ -444,19 +430,15 @@ def read_literal(node: Any) -> Any:
 
 
 def read_code(path: str, source: bytes) -> Script:
-    """What a source sets before it execs configurator.py; raises ValueError with the place if it doesn't parse."""
+    """What a source sets before it execs configurator.py; raises one of NOT_PYTHON if it doesn't parse."""
     found = Script(path, source=source, uses_file=b"__file__" in source)
-    try:
-        body = ast.parse(source).body
-    except NOT_PYTHON as error:
-        raise ValueError(f"{path}: not Python: {error}") from None
-    reader = Reader(found)
+    body = ast.parse(source, path).body
     for statement in body:
         values = [str(getattr(node, "value", "")) for node in ast.walk(statement)]
         found.strict = any(map(CONFIGURATOR.fullmatch, values))
         if found.strict:
             break
-        reader.read(statement)
+        found.read(statement)
     found.imported -= found.settings.keys()
     return found
 
@@ -487,15 +469,15 @@ def read_file(path: str, is_python: bool) -> Script:
     found = Script(path)
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a device might never end
-            raise ValueError(f"{path}: not a regular file")
+            raise OSError(errno.EINVAL, "not a regular file")
         with open(path, "rb") as file:
             found.source = file.read()
         if is_python:
             return read_code(path, found.source)
     except OSError as error:
         found.problem = f"{path}: {error.strerror}"
-    except ValueError as error:
-        found.problem = str(error)
+    except NOT_PYTHON as error:
+        found.problem = f"{path}: not Python: {error}"
     return found
 
 
@@ -518,9 +500,8 @@ def config_warnings(config: Script, trainer: Script) -> list[str]:
         default = trainer.settings.get(key, UNKNOWN)
         harmless = HARMLESS.get(type(default), (object,))
         if not isinstance(value, (*harmless, Unknown, type(None))):
-            told = f"config sets {key} to {shorten(repr(value), 20)}, of type {type(value).__name__}"
-            wanted = f"{shorten(repr(default), 20)} is of type {type(default).__name__}"
-            lines.append(f"{told}; the trainer's default {wanted}")
+            told = f"config sets {key} to {shorten(repr(value), 20)}; the trainer's default"
+            lines.append(f"{told} {shorten(repr(default), 20)} is of type {type(default).__name__}")
     if trainer.opaque:
         return lines
     # A name that the config reads again is a variable of its own.
@@ -602,21 +583,20 @@ def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) 
     """The config files that files and glob patterns name, in their order, each once; `notes` get what is left out."""
     paths = [path for pattern in patterns for path in matches_of(pattern)]
     named = set(patterns)
-    programs = (os.path.realpath(__file__), os.path.realpath(planner.script.path))
+    programs = map(os.path.realpath, (__file__, planner.script.path))
     reasons = dict.fromkeys(programs, "not a config")  # by the file that it really is
-    configs, left_out = [], []
+    configs = []
     for path in paths:
         real = os.path.realpath(path)
         reason = reasons.get(real) or why_no_config(path, planner, path in named, len(paths) == 1)
         if reason:
-            left_out.append(f"left out, {reason}: {path}")
+            notes.append(f"left out, {reason}: {path}")
         else:
             configs.append(path)
             reasons[real] = f"the same as {path}"
     if not configs:
-        remedy = f'name files, as by --configs "config/*.py"; {"; ".join(left_out)}'
+        remedy = f'name files, as by --configs "config/*.py"; {"; ".join(notes)}'
         raise UsageError(f"no config is left of: {' '.join(patterns)}; {remedy}")
-    notes += left_out
     return configs
 
 
@@ -754,8 +734,8 @@ class Planner:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.configs = {"": Script("")}  # without a config, of a --command, nothing is set
-        keeps_name = script.free or "wandb_enabled" in script.settings
-        self.wandb_enabled = "wandb_enabled" if keeps_name else "wandb_log"
+        has_own = "wandb_enabled" in script.settings and "wandb_log" not in script.settings
+        self.wandb_enabled = "wandb_enabled" if script.free or has_own else "wandb_log"
 
     def setting(self, key: str) -> str:
         """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
@@ -866,8 +846,8 @@ def template_words(what: str, template: str, names: dict[str, str], lists: Mappi
 
 def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]:
     """What a template may hold."""
-    names = {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
-    return {**names, "config": experiment.launched_config}
+    told = {"name": experiment.name, "config": experiment.launched_config, "dir": folder}
+    return {**told, "device": slot.device or "", "slot": str(slot.number)}
 
 
 def build_command(
@@ -2234,7 +2214,7 @@ class Ending:
         if self.has_waited or not name:
             return ""
         self.has_waited = True
-        return f"waiting for {name} to be written (at most {whole_seconds(self.wait_until - now + 0.5)})"
+        return f"waiting for {name} to be written (at most {show_duration(round(self.wait_until - now))})"
 
     def being_written(self) -> Optional[str]:
         """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
@@ -3074,7 +3054,7 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
         lines.append(f"... and {len(running) - len(seen)} more")
     left = batch_left(everyone, slots)
     counts = show_counts(count_statuses(everyone))
-    lines.append(counts if left is None else f"{counts}; ETA {whole_seconds(left)}")
+    lines.append(counts if left is None else f"{counts}; ETA {show_duration(round(left))}")
     return [line[: max(1, width - 1)] for line in lines]
 
 
@@ -3085,8 +3065,8 @@ def live_cells(result: Result) -> list[str]:
         f"iter {show_progress(result) or 0}",
         f"loss {show_loss(result.metrics.train_loss)}",
         f"val {show_loss(result.metrics.val_loss)}",
-        whole_seconds(elapsed(result)),
-        "" if left is None else f"ETA {whole_seconds(left)}",
+        show_duration(round(elapsed(result) or 0)),
+        "" if left is None else f"ETA {show_duration(round(left))}",
     ]
 
 

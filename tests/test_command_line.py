@@ -276,7 +276,7 @@ class DryRunTest(CommandLineCase):
     def test_a_dry_run_says_why_each_would_run_or_fail(self) -> None:
         lines = self.forked("--dry_run", "--configs", "a.py", "broken.py").stdout.splitlines()
         self.assertRegex(lines[0], r"^# a: starts")
-        self.assertRegex(lines[2], r"^# broken: .*broken\.py, line 2.*b = = 2")
+        self.assertRegex(lines[2], r"^# broken: .*broken\.py, line 2")
         self.assertEqual(lines[3:], ["# 1 of 2 experiments would run"])
 
 
@@ -287,5 +287,5 @@ class QuietTest(CommandLineCase):
 
     def test_quiet_tells_of_what_failed(self) -> None:
         done = self.run_runner("--quiet", "--configs", "a.py", "broken.py", expect=1)
-        self.assertRegex(done.stdout, r"(?m)^broken +failed .*\n    error: .*b = = 2")
+        self.assertRegex(done.stdout, r"(?m)^broken +failed .*\n    error: .*line 2")
         self.assertNotRegex(done.stdout, r"(?m)^a: ")

@@ -243,9 +243,9 @@ class WarningTest(PlanCase):
         table = [
             ("learning_rat = 1", ["'learning_rat'", "'learning_rate'"]),
             ("n_layers = 1", ["'n_layers'", "'n_layer'"]),
-            ("n_layer = '2'", ["n_layer", "'2'", "str", "int"]),
-            ("n_layer = 2.5", ["n_layer", "float"]),
-            ("seed = [1]", ["seed", "list"]),
+            ("n_layer = '2'", ["n_layer", "'2'", "int"]),
+            ("n_layer = 2.5", ["n_layer", "2.5"]),
+            ("seed = [1]", ["seed", "[1]"]),
         ]
         for source, parts in table:
             with self.subTest(source=source):

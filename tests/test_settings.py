@@ -30,7 +30,9 @@ def read(source: Union[str, bytes]) -> tuple[dict[str, Any], bool]:
 
 
 def read_file(path: Union[str, Path]) -> tuple[dict[str, Any], bool]:
-    found = runner.read_code(str(path), Path(path).read_bytes())
+    found = runner.read_file(str(path), True)
+    if found.problem:
+        raise ValueError(found.problem)
     return found.settings, found.strict
 
 
