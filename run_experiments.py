@@ -456,7 +456,7 @@ def read_trainer(options: Options) -> Script:
     script = read_file(options.train_script, True)
     # What a launcher starts need not be Python, or not this Python.
     if script.problem and not (options.launcher and script.source):
-        raise UsageError(f"training script can't be used: {script.problem}; see --train_script")
+        raise UsageError(f"training script {script.problem}; see --train_script")
     # Its own __file__ doesn't depend on the config. The configurator lies beside it, or in the working directory.
     script.uses_file = False
     for folder in (os.path.dirname(script.path), ""):
@@ -475,9 +475,9 @@ def read_file(path: str, is_python: bool) -> Script:
         if is_python:
             return read_code(path, found.source)
     except OSError as error:
-        found.problem = f"{path}: {error.strerror}"
+        found.problem = f"can't be used: {path}: {error.strerror}"
     except NOT_PYTHON as error:
-        found.problem = f"{path}: not Python: {error}"
+        found.problem = f"can't be used: {path}: not Python: {error}"
     return found
 
 
@@ -490,7 +490,8 @@ def same_code(a: bytes, b: bytes) -> bool:
 
 def all_known(trainer: Script, config: Script) -> bool:
     """Whether the two have no settings but those that were seen."""
-    return trainer.strict and not (trainer.opaque or config.opaque or config.problem)
+    doubts = (trainer.opaque, config.opaque, config.problem)
+    return trainer.strict and not any(doubts)
 
 
 def config_warnings(config: Script, trainer: Script) -> list[str]:
@@ -571,7 +572,7 @@ def plain_value(form: str) -> Any:
 # no processes.
 
 ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}  # as others say
-NO_SEED = "its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
+NO_SEED = "; its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
 INVENTED = ("out_dir", "wandb_run_name")  # settings that differ by the runner's own doing
@@ -654,24 +655,17 @@ def split_values(text: str, mark: str = ",") -> list[str]:
     first, *others = text.split(mark)
     parts = [first]
     for piece in others:
-        if is_open(parts[-1]):
+        bare = QUOTES.sub("", parts[-1])
+        if len(re.findall(r"[(\[{'\"]", bare)) != len(re.findall(r"[)\]}]", bare)):  # what is open waits for its end
             parts[-1] += mark + piece
         else:
             parts.append(piece)
     return [re.sub(r"(?s)^(['\"])(.*)\1$", r"\2", part) for part in parts]
 
 
-def is_open(text: str) -> bool:
-    """Whether a bracket or a quote in a text waits for its other half."""
-    bare = QUOTES.sub("", text)
-    return len(re.findall(r"[(\[{'\"]", bare)) != len(re.findall(r"[)\]}]", bare))
-
-
 def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """The product of all sweeps, the last one fastest; one empty point without any."""
     keys = ",".join(sweep).split(",")
-    if len(set(keys)) < len(keys):
-        raise UsageError(f"--sweep: a setting given twice: {', '.join(keys)}")
     axes = [[pair_values(key, text) for text in texts] for key, texts in sweep.items()]
     for parts in itertools.product(*axes):
         yield dict(zip(keys, itertools.chain.from_iterable(parts)))
@@ -783,11 +777,10 @@ class Planner:
             raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
         found = self.read(source or config)
         made = Experiment(name, config, dict(overrides), dict(point), source=source, launched_config=config)
+        made.problem = found.problem
         # Defaults below what the config sets; it may set any of them, or import some.
         untold = self.script.settings if found.opaque else found.imported & self.script.settings.keys()
         made.settings = {**self.script.settings, **dict.fromkeys(untold, UNKNOWN), **found.settings}
-        if found.problem:
-            made.problem = f"config can't be used: {found.problem}"
         for key, text in overrides.items():
             self.check_key(key, made, found)
             try:
@@ -803,7 +796,7 @@ class Planner:
         script = self.script
         if key in made.settings or key in script.imported or not all_known(script, found):
             return
-        remedy = f"; {NO_SEED}" if key == "seed" else suggestion(key, made.settings)
+        remedy = NO_SEED if key == "seed" else suggestion(key, made.settings)
         raise UsageError(f"unknown setting '{key}' of {script.path} with {made.config}{remedy}")
 
     def form(self, key: str, text: str, default: Any) -> str:
@@ -850,17 +843,15 @@ def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]
     return {**told, "device": slot.device or "", "slot": str(slot.number)}
 
 
-def build_command(
-    options: Options, experiment: Experiment, folder: str, slot: Slot, continuing: Sequence[str] = ()
-) -> list[str]:
-    """The command of an attempt; one that continues gets `continuing` besides, which wins as the last."""
+def build_command(options: Options, experiment: Experiment, folder: str, slot: Slot, more: Sequence[str]) -> list[str]:
+    """The command of an attempt; one that continues gets more words, which win as the last."""
     names, arguments = names_for(experiment, folder, slot), experiment.arguments
     if options.command:
         lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
-        return [*template_words("--command", options.command, names, lists), *continuing]
+        return [*template_words("--command", options.command, names, lists), *more]
     launcher = template_words("--launcher", options.launcher, names) or [sys.executable]
     command = [*launcher, options.train_script, names["config"], f"--out_dir={folder}"]
-    return [*command, *arguments, *continuing, *options.trainer_args]
+    return [*command, *arguments, *more, *options.trainer_args]
 
 
 def continuing_words(
@@ -876,9 +867,9 @@ def continuing_words(
 
 def check_template(options: Options) -> None:
     """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something."""
-    nothing, slot = Experiment("", "", {}), Slot(0)
+    nothing, slot = Experiment(), Slot(0)
     continuing_words(options, nothing, "", slot, "")
-    if not build_command(options, nothing, "", slot):
+    if not build_command(options, nothing, "", slot, []):
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
@@ -5085,9 +5076,10 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     own, for_trainer = take_settings(argv)
     given = {**vars(build_parser().parse_args(own)), **for_trainer}
     if "sweep" in given:
-        pairs, given["sweep"] = given["sweep"], dict(given["sweep"])
-        if len(given["sweep"]) < len(pairs):
-            raise UsageError(f"--sweep: a setting given twice: {', '.join(key for key, _ in pairs)}")
+        keys = ",".join(key for key, _ in given["sweep"]).split(",")
+        if len(set(keys)) < len(keys):
+            raise UsageError(f"--sweep: a setting given twice: {', '.join(keys)}")
+        given["sweep"] = dict(given["sweep"])
     check_together(given)
     return given
 
@@ -5179,7 +5171,7 @@ def check(options: Options) -> None:
     devices = [*options.devices, options.overrides.get("device", "cpu")]
     for wrong in {"", "gpu"}.intersection(devices):
         raise UsageError(f"no device: {wrong!r}; with torch it is called cpu, cuda or cuda:1, see --devices")
-    program_name = build_command(options, Experiment("", "", {}), "", Slot(0))[0]
+    program_name = build_command(options, Experiment(), "", Slot(0), [])[0]
     if not shutil.which(program_name):
         raise UsageError(f"program not found: {program_name}; see --command and --launcher")
 
