@@ -352,9 +352,9 @@ CONFIGURATOR = re.compile(r"(\S*/)?configurator\.py")  # as a path: a docstring 
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises
 LIKE_ENOUGH = 0.85  # of 1: `learning_rat` is near learning_rate, a helper such as `min_iters` isn't near max_iters
-HARMLESS: dict[type, tuple[type, ...]] = {  # what a config may set a setting to, by the type of its default
-    **{bool: (int,), int: (int,), float: (int, float), str: (str,)},
-    **{list: (list, tuple), tuple: (list, tuple), dict: (dict,)},
+HARMLESS: dict[type, Any] = {  # what a config may set a setting to, by the type of its default; else only the same
+    **{bool: int, float: (int, float), list: (list, tuple), tuple: (list, tuple)},
+    **{Unknown: object, type(None): object},
 }
 
 
@@ -499,10 +499,10 @@ def config_warnings(config: Script, trainer: Script) -> list[str]:
     lines = []
     for key, value in config.settings.items():
         default = trainer.settings.get(key, UNKNOWN)
-        harmless = HARMLESS.get(type(default), (object,))
-        if not isinstance(value, (*harmless, Unknown, type(None))):
+        kind = type(default)
+        if not isinstance(value, (HARMLESS.get(kind, kind), Unknown, type(None))):
             told = f"config sets {key} to {shorten(repr(value), 20)}; the trainer's default"
-            lines.append(f"{told} {shorten(repr(default), 20)} is of type {type(default).__name__}")
+            lines.append(f"{told} {shorten(repr(default), 20)} is of type {kind.__name__}")
     if trainer.opaque:
         return lines
     # A name that the config reads again is a variable of its own.
@@ -728,8 +728,8 @@ class Planner:
     def __init__(self, script: Script) -> None:
         self.script = script
         self.configs = {"": Script("")}  # without a config, of a --command, nothing is set
-        has_own = "wandb_enabled" in script.settings and "wandb_log" not in script.settings
-        self.wandb_enabled = "wandb_enabled" if script.free or has_own else "wandb_log"
+        known = script.settings.keys() & {"wandb_enabled", "wandb_log"}
+        self.wandb_enabled = "wandb_enabled" if script.free or known == {"wandb_enabled"} else "wandb_log"
 
     def setting(self, key: str) -> str:
         """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
@@ -781,8 +781,8 @@ class Planner:
         # Defaults below what the config sets; it may set any of them, or import some.
         untold = self.script.settings if found.opaque else found.imported & self.script.settings.keys()
         made.settings = {**self.script.settings, **dict.fromkeys(untold, UNKNOWN), **found.settings}
+        self.check_keys(made, found)
         for key, text in overrides.items():
-            self.check_key(key, made, found)
             try:
                 form = self.form(key, text, made.settings.get(key, UNKNOWN))
             except ValueError as wanted:
@@ -791,13 +791,13 @@ class Planner:
             made.settings[key] = made.values[key] = plain_value(form)
         return made
 
-    def check_key(self, key: str, made: Experiment, found: Script) -> None:
-        """Raises UsageError for a key that the trainer doesn't know."""
-        script = self.script
-        if key in made.settings or key in script.imported or not all_known(script, found):
-            return
-        remedy = NO_SEED if key == "seed" else suggestion(key, made.settings)
-        raise UsageError(f"unknown setting '{key}' of {script.path} with {made.config}{remedy}")
+    def check_keys(self, made: Experiment, found: Script) -> None:
+        """Raises UsageError for an override that the trainer doesn't know."""
+        unknown = made.overrides.keys() - made.settings.keys() - self.script.imported
+        if unknown and all_known(self.script, found):
+            key = min(unknown)
+            remedy = NO_SEED if key == "seed" else suggestion(key, made.settings)
+            raise UsageError(f"unknown setting '{key}' of {self.script.path} with {made.config}{remedy}")
 
     def form(self, key: str, text: str, default: Any) -> str:
         """A value as the trainer gets it; raises ValueError with what was wanted."""
