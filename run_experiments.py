@@ -637,8 +637,7 @@ def why_no_config(path: str, planner: Planner, is_named: bool, is_alone: bool) -
 def suggestion(key: str, settings: Iterable[str]) -> str:
     """`; did you mean 'x'?` for an unknown key: one of the options, or of the trainer's settings."""
     known = [*sorted(vars(Options()).keys() - {"overrides", "trainer_args"}), *settings]
-    meant = ALIASES.get(key, key.replace("-", "_"))
-    return did_you_mean([meant] if meant in known else nearest(key, known))
+    return did_you_mean(nearest(ALIASES.get(key, key.replace("-", "_")), known)[:1])
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
@@ -717,7 +716,7 @@ def unique(names: Iterable[str]) -> list[str]:
         candidate, number = name, 1
         while candidate.casefold() in taken:
             number += 1
-            candidate = name[: 199 - len(str(number))] + f"_{number}"
+            candidate = clean_name(f"{name}_{number}")
         taken[candidate.casefold()] = candidate
     return list(taken.values())
 
@@ -727,6 +726,7 @@ class Planner:
 
     def __init__(self, script: Script) -> None:
         self.script = script
+        self.examples = {**script.settings, **USUAL}  # of each setting's type, where its own value isn't known
         self.configs = {"": Script("")}  # without a config, of a --command, nothing is set
         known = script.settings.keys() & {"wandb_enabled", "wandb_log"}
         self.wandb_enabled = "wandb_enabled" if script.free or known == {"wandb_enabled"} else "wandb_log"
@@ -804,9 +804,7 @@ class Planner:
         if not self.script.strict:
             return text
         # A config hardly ever changes the type that a setting has in the script.
-        for example in (default, self.script.settings.get(key, UNKNOWN), USUAL.get(key, UNKNOWN)):
-            if example is not UNKNOWN:
-                break
+        example = self.examples.get(key, UNKNOWN) if default is UNKNOWN else default
         return trainer_form(text, example)
 
     def warnings(self, experiment: Experiment) -> list[str]:
@@ -861,8 +859,9 @@ def continuing_words(
     if options.continue_with is not None:
         names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
         return template_words("--continue_with", options.continue_with, names)
-    can_resume = not options.command and "init_from" in experiment.settings
-    return ["--init_from=resume"] if can_resume else None
+    if options.command or "init_from" not in experiment.settings:
+        return None
+    return ["--init_from=resume"]
 
 
 def check_template(options: Options) -> None:
