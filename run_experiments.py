@@ -362,12 +362,11 @@ HARMLESS: dict[type, Any] = {  # what a config may set a setting to, by the type
 class Script(ast.NodeVisitor):
     """What reading the training script, or a config, tells; the visits take in what a statement sets."""
 
-    path: str
+    path: str  # empty where it stands for a --command, which any key and value reaches as written
     settings: dict[str, Any] = field(default_factory=dict)
     strict: bool = False  # it execs nanoGPT's configurator.py
     opaque: bool = False  # it may set any name: what isn't assigned after that is UNKNOWN
     uses_file: bool = False  # it, or for the training script its configurator, mentions __file__: a copy won't do
-    free: bool = False  # it stands for a --command, which any key and value reaches as written
     imported: set[str] = field(default_factory=set)  # what an import binds: no setting, but the configurator takes it
     reads: set[str] = field(default_factory=set)  # names that it uses
     source: bytes = b""
@@ -452,7 +451,7 @@ def default_script() -> str:
 def read_trainer(options: Options) -> Script:
     """The training script, or what stands for it with --command; raises UsageError where it can't be run."""
     if options.command:
-        return Script("", free=True)
+        return Script("")
     script = read_file(options.train_script, True)
     # What a launcher starts need not be Python, or not this Python.
     if script.problem and not (options.launcher and script.source):
@@ -729,7 +728,8 @@ class Planner:
         self.examples = {**script.settings, **USUAL}  # of each setting's type, where its own value isn't known
         self.configs = {"": Script("")}  # without a config, of a --command, nothing is set
         known = script.settings.keys() & {"wandb_enabled", "wandb_log"}
-        self.wandb_enabled = "wandb_enabled" if script.free or known == {"wandb_enabled"} else "wandb_log"
+        keeps_name = not script.path or known == {"wandb_enabled"}
+        self.wandb_enabled = "wandb_enabled" if keeps_name else "wandb_log"
 
     def setting(self, key: str) -> str:
         """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
@@ -739,7 +739,7 @@ class Planner:
         """A config as it was when it was read first. What no configurator execs need not be Python."""
         if path not in self.configs:
             is_python = self.script.strict or path.endswith(".py")
-            config = read_file(path, is_python and not self.script.free)
+            config = read_file(path, is_python)
             config.warnings = config_warnings(config, self.script)
             self.configs[path] = config
         return self.configs[path]
@@ -773,7 +773,7 @@ class Planner:
         self, name: str, config: str, overrides: Mapping[str, str], point: Mapping[str, str] = {}, source: str = ""
     ) -> Experiment:
         """Of a config, or its frozen copy `source`; raises UsageError for an override that the trainer would die of."""
-        if "=" in config and not self.script.free:
+        if "=" in config and self.script.strict:
             raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
         found = self.read(source or config)
         made = Experiment(name, config, dict(overrides), dict(point), source=source, launched_config=config)

@@ -139,8 +139,7 @@ class ReadingTest(PlanCase):
             (runner.Script("t.py", strict=True), "a.yaml", True),
             (runner.Script("t.py"), "a.yaml", False),
             (runner.Script("t.py"), "b.py", True),
-            (runner.Script("", free=True), "b.py", False),
-            (runner.Script("", free=True), "gone.yaml", True),
+            (runner.Script(""), "gone.yaml", True),
         ):
             with self.subTest(script=script, path=path):
                 self.assertEqual(runner.Planner(script).read(path).problem is not None, is_problem)
