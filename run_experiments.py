@@ -378,13 +378,13 @@ class Script(ast.NodeVisitor):
         try:
             self.visit(statement)
         except RecursionError:  # nested too deeply to be followed
-            self.set_any_name()
+            self.may_set_any_name()
         if isinstance(statement, (ast.Assign, ast.AnnAssign)):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
             self.settings.update(dict.fromkeys(names, read_literal(statement.value)))
 
-    def set_any_name(self) -> None:
+    def may_set_any_name(self) -> None:
         self.opaque = True
         self.settings = dict.fromkeys(self.settings, UNKNOWN)
 
@@ -398,14 +398,14 @@ class Script(ast.NodeVisitor):
 
     def visit_alias(self, node: ast.alias) -> None:
         if node.name == "*":
-            self.set_any_name()
+            self.may_set_any_name()
         name = node.asname or node.name.partition(".")[0]
         self.imported.add(name)
         self.settings.pop(name, None)
 
     def visit_Call(self, node: ast.Call) -> None:
         if ast.unparse(node.func) in ("exec", "globals().update"):
-            self.set_any_name()
+            self.may_set_any_name()
         self.generic_visit(node)
 
     def visit_FunctionDef(self, node: ast.AST) -> None:
@@ -551,7 +551,7 @@ def python_words(text: str) -> str:
     """JSON that is no Python, for its true, false and null, as a Python literal; any other text as it is."""
     if isinstance(as_configurator(text), str):
         with contextlib.suppress(ValueError):
-            return repr(json.loads(text))
+            return repr(json.loads(text, parse_constant=ast.literal_eval))  # which refuses NaN and Infinity
     return text
 
 

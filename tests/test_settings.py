@@ -49,6 +49,7 @@ ACCEPTED: list[tuple[Any, str, str, Any]] = [
     (8, "4", "4", 4),
     (8, "-4", "-4", -4),
     (8, "007", "7", 7),
+    (8, "'8'", "8", 8),
     (8, "1_000", "1000", 1000),
     (8, "1e3", "1000", 1000),
     (8, "4.0", "4", 4),
@@ -68,6 +69,7 @@ ACCEPTED: list[tuple[Any, str, str, Any]] = [
     ("x", "{'a': 1}", "\"{'a': 1}\"", "{'a': 1}"),
     ("x", "1,2", "'1,2'", "1,2"),
     ("x", "nan", "nan", "nan"),
+    ("x", "NaN", "NaN", "NaN"),  # which JSON would have
     ("x", "it's", "it's", "it's"),
     ("x", "'2024'", "'2024'", "2024"),  # quoted by the user already
     ("x", "a=b", "'a\\x3db'", "a=b"),
