@@ -663,19 +663,18 @@ def split_values(text: str, mark: str = ",") -> list[str]:
 
 def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """The product of all sweeps, the last one fastest; one empty point without any."""
-    keys = ",".join(sweep).split(",")
-    axes = [[pair_values(key, text) for text in texts] for key, texts in sweep.items()]
+    axes = [[together(keys.split(","), text) for text in texts] for keys, texts in sweep.items()]
     for parts in itertools.product(*axes):
-        yield dict(zip(keys, itertools.chain.from_iterable(parts)))
+        yield dict(itertools.chain.from_iterable(parts))
 
 
-def pair_values(joined: str, text: str) -> list[str]:
-    """The values that settings swept together have at one point; raises UsageError for too few or too many."""
-    count = joined.count(",") + 1
-    values = split_values(text, ":") if count > 1 else [text]
-    if len(values) != count:
-        raise UsageError(f"--sweep {joined}: {text!r} holds {len(values)} values for {count} settings; quote a ':'")
-    return values
+def together(keys: Sequence[str], text: str) -> list[tuple[str, str]]:
+    """Settings that are swept together with their values at one point; raises UsageError for too few or too many."""
+    values = split_values(text, ":") if len(keys) > 1 else [text]
+    if len(values) != len(keys):
+        told = f"{text!r} holds {len(values)} values for {len(keys)} settings"
+        raise UsageError(f"--sweep {','.join(keys)}: {told}; quote a ':'")
+    return list(zip(keys, values))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
