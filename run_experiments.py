@@ -246,11 +246,6 @@ def show_duration(seconds: Optional[float], unknown: str = "-") -> str:
     return shown[0]
 
 
-def whole_seconds(seconds: Optional[float]) -> str:
-    """A duration without tenths, for what is drawn anew all the time."""
-    return show_duration(seconds if seconds is None else seconds // 1)
-
-
 def show_loss(loss: Union[float, str, None], unknown: str = "-") -> str:
     """A loss with four digits that count; one that is nan or inf is a text in JSON."""
     if loss is None:
@@ -277,9 +272,9 @@ def show_counts(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{number} {key.rstrip('s') if number == 1 else key}" for key, number in counts.items() if number)
 
 
-def natural(text: str) -> list[Any]:
-    """A sort key by which run_2 comes before run_10."""
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", text))]
+def natural(text: str) -> str:
+    """A sort key by which run_2 comes before run_10: numbers of one width."""
+    return re.sub(r"[0-9]+", lambda number: number[0].zfill(20), text)
 
 
 def nearest(name: str, candidates: Iterable[str], least: float = 0.6) -> list[str]:
@@ -354,22 +349,24 @@ USUAL: dict[str, Any] = {  # settings with an option of their own: an example of
     **{"compile": False, "wandb_enabled": False, "wandb_log": False},  # the last: what the trainer calls it, no option
 }
 CONFIGURATOR = re.compile(r"(\S*/)?configurator\.py")  # as a path: a docstring may name it, too
-NO_SETTINGS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Lambda, ast.comprehension)  # come from these
 OPERATORS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+NOT_PYTHON = (SyntaxError, ValueError, RecursionError, MemoryError)  # what ast.parse raises
 LIKE_ENOUGH = 0.85  # of 1: `learning_rat` is near learning_rate, a helper such as `min_iters` isn't near max_iters
-HARMLESS = {(int, float), (int, bool), (list, tuple), (tuple, list)}  # (a config's type, the default's)
+HARMLESS: dict[type, Any] = {  # what a config may set a setting to, by the type of its default; else only the same
+    **{bool: int, float: (int, float), list: (list, tuple), tuple: (list, tuple)},
+    **{Unknown: object, type(None): object},
+}
 
 
 @dataclass
-class Script:
-    """What reading the training script, or a config, tells."""
+class Script(ast.NodeVisitor):
+    """What reading the training script, or a config, tells; the visits take in what a statement sets."""
 
-    path: str
+    path: str  # empty where it stands for a --command, which any key and value reaches as written
     settings: dict[str, Any] = field(default_factory=dict)
     strict: bool = False  # it execs nanoGPT's configurator.py
     opaque: bool = False  # it may set any name: what isn't assigned after that is UNKNOWN
     uses_file: bool = False  # it, or for the training script its configurator, mentions __file__: a copy won't do
-    free: bool = False  # it stands for a --command, which any key and value reaches as written
     imported: set[str] = field(default_factory=set)  # what an import binds: no setting, but the configurator takes it
     reads: set[str] = field(default_factory=set)  # names that it uses
     source: bytes = b""
@@ -378,39 +375,46 @@ class Script:
 
     def read(self, statement: ast.stmt) -> None:
         """Take in what a top-level statement sets: UNKNOWN, unless it assigns literals."""
-        waiting: deque[ast.AST] = deque([statement])  # no recursion: it may be nested deeply
-        while waiting:
-            node = waiting.popleft()
-            if isinstance(node, ast.Name):
-                self.read_name(node.id, isinstance(node.ctx, ast.Load))
-            elif isinstance(node, ast.alias):
-                self.read_import(node.asname or node.name.partition(".")[0])
-            elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("exec", "globals().update"):
-                self.read_import("*")
-            if not isinstance(node, NO_SETTINGS):
-                waiting.extend(ast.iter_child_nodes(node))
-        if isinstance(statement, (ast.Assign, ast.AnnAssign)) and statement.value:
+        try:
+            self.visit(statement)
+        except RecursionError:  # nested too deeply to be followed
+            self.may_set_any_name()
+        if isinstance(statement, (ast.Assign, ast.AnnAssign)):
             targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
             names = [target.id for target in targets if isinstance(target, ast.Name)]
             self.settings.update(dict.fromkeys(names, read_literal(statement.value)))
 
-    def read_name(self, name: str, is_read: bool) -> None:
+    def may_set_any_name(self) -> None:
+        self.opaque = True
+        self.settings = dict.fromkeys(self.settings, UNKNOWN)
+
+    def visit_Name(self, node: ast.Name) -> None:
+        is_read = isinstance(node.ctx, ast.Load)
         if is_read:
-            self.reads.add(name)
+            self.reads.add(node.id)
         # A list that is read may be changed in place, by `stages.append(...)` or through another name for it.
-        if not is_read or isinstance(self.settings.get(name), (list, dict, set)):
-            self.settings[name] = UNKNOWN
+        if not is_read or isinstance(self.settings.get(node.id), (list, dict, set)):
+            self.settings[node.id] = UNKNOWN
 
-    def read_import(self, name: str) -> None:
+    def visit_alias(self, node: ast.alias) -> None:
+        if node.name == "*":
+            self.may_set_any_name()
+        name = node.asname or node.name.partition(".")[0]
         self.imported.add(name)
-        if name == "*":
-            self.opaque = True
-            self.settings = dict.fromkeys(self.settings, UNKNOWN)
-        elif name in self.settings:
-            self.settings[name] = UNKNOWN
+        self.settings.pop(name, None)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        if ast.unparse(node.func) in ("exec", "globals().update"):
+            self.may_set_any_name()
+        self.generic_visit(node)
+
+    def visit_FunctionDef(self, node: ast.AST) -> None:
+        """What stands in it has a scope of its own."""
+
+    visit_AsyncFunctionDef = visit_ClassDef = visit_Lambda = visit_comprehension = visit_FunctionDef
 
 
-def read_literal(node: ast.expr) -> Any:
+def read_literal(node: Any) -> Any:
     """The value of a literal or of plain arithmetic on numbers (`5 * 8`), else UNKNOWN."""
     try:
         if isinstance(node, ast.BinOp):
@@ -425,17 +429,12 @@ def read_literal(node: ast.expr) -> Any:
 
 
 def read_code(path: str, source: bytes) -> Script:
-    """What a source sets before it execs configurator.py; raises ValueError with place and text if it doesn't parse."""
+    """What a source sets before it execs configurator.py; raises one of NOT_PYTHON if it doesn't parse."""
     found = Script(path, source=source, uses_file=b"__file__" in source)
-    try:
-        body = ast.parse(source).body
-    except SyntaxError as error:
-        raise ValueError(f"{path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}") from None
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"{path}: not Python: {error}") from None
+    body = ast.parse(source, path).body
     for statement in body:
-        constants = [str(node.value) for node in ast.walk(statement) if isinstance(node, ast.Constant)]
-        found.strict = any(map(CONFIGURATOR.fullmatch, constants))
+        values = [str(getattr(node, "value", "")) for node in ast.walk(statement)]
+        found.strict = any(map(CONFIGURATOR.fullmatch, values))
         if found.strict:
             break
         found.read(statement)
@@ -446,110 +445,107 @@ def read_code(path: str, source: bytes) -> Script:
 def default_script() -> str:
     """The training script where none is named."""
     usual = Options().train_script
-    return "train.py" if os.path.isfile("train.py") and not os.path.exists(usual) else usual
+    return next(filter(os.path.exists, [usual, "train.py"]), usual)
 
 
 def read_trainer(options: Options) -> Script:
     """The training script, or what stands for it with --command; raises UsageError where it can't be run."""
     if options.command:
-        return Script("", free=True)
-    path = options.train_script
+        return Script("")
+    script = read_file(options.train_script, True)
     # What a launcher starts need not be Python, or not this Python.
-    script = read_config(path, Script(path, strict=True, free=bool(options.launcher)))
-    if script.problem:
-        raise UsageError(f"training script can't be used: {script.problem}; see --train_script")
+    if script.problem and not (options.launcher and script.source):
+        raise UsageError(f"training script {script.problem}; see --train_script")
     # Its own __file__ doesn't depend on the config. The configurator lies beside it, or in the working directory.
-    folders = (os.path.dirname(path), "")
-    configurators = [read_config(os.path.join(folder, "configurator.py"), script) for folder in folders]
-    script.uses_file = any(each.uses_file for each in configurators)
+    script.uses_file = False
+    for folder in (os.path.dirname(script.path), ""):
+        script.uses_file |= read_file(os.path.join(folder, "configurator.py"), True).uses_file
     return script
 
 
-def read_config(path: str, trainer: Script) -> Script:
-    """Never raises: `problem` says why it can't be used. What no configurator execs need not be Python."""
+def read_file(path: str, is_python: bool) -> Script:
+    """A training script or a config. Never raises: `problem` says why it can't be used."""
     found = Script(path)
-    if os.path.exists(path) and not os.path.isfile(path):  # a device might never end
-        found.problem = f"{path}: not a regular file"
-        return found
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a device might never end
+            raise OSError(errno.EINVAL, "not a regular file")
         with open(path, "rb") as file:
             found.source = file.read()
-        if trainer.strict or path.endswith(".py"):
+        if is_python:
             return read_code(path, found.source)
     except OSError as error:
-        found.problem = f"{path}: {error.strerror}"
-    except ValueError as error:
-        found.problem = None if trainer.free else str(error)
+        found.problem = f"can't be used: {path}: {error.strerror}"
+    except SyntaxError as error:
+        found.problem = f"can't be used: {path}, line {error.lineno}: {error.msg}: {(error.text or '').strip()}"
+    except NOT_PYTHON as error:
+        found.problem = f"can't be used: {path}: not Python: {error}"
     return found
 
 
 def same_code(a: bytes, b: bytes) -> bool:
     """Whether two Python sources are the same program: comments and layout don't count."""
-    with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+    with contextlib.suppress(*NOT_PYTHON):
         return ast.dump(ast.parse(a)) == ast.dump(ast.parse(b))
     return a == b
 
 
 def all_known(trainer: Script, config: Script) -> bool:
     """Whether the two have no settings but those that were seen."""
-    return trainer.strict and not (trainer.opaque or config.opaque or config.problem)
+    doubts = (trainer.opaque, config.opaque, config.problem)
+    return trainer.strict and not any(doubts)
 
 
 def config_warnings(config: Script, trainer: Script) -> list[str]:
-    """What a config sets that is probably a mistake: a name near to a setting's, a value of another type."""
-    # A name that the config reads again is a variable of its own.
-    known = config.settings.keys() if trainer.opaque else trainer.settings.keys() | trainer.imported | config.reads
+    """What a config sets that is probably a mistake: a value of another type, a name near to a setting's."""
     lines = []
     for key, value in config.settings.items():
         default = trainer.settings.get(key, UNKNOWN)
-        kind, wanted = type(value), type(default)
-        is_harmless = kind is wanted or (kind, wanted) in HARMLESS or {kind, wanted} & {Unknown, type(None)}
-        close = [] if key in known else nearest(key, trainer.settings, LIKE_ENOUGH)
-        if not is_harmless:
-            told = f"config sets {key} to {shorten(repr(value), 20)}, of type {kind.__name__}"
-            lines.append(f"{told}; the trainer's default {shorten(repr(default), 20)} is of type {wanted.__name__}")
-        if close:
-            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have{did_you_mean(close[:1])}")
+        kind = type(default)
+        if not isinstance(value, (HARMLESS.get(kind, kind), Unknown, type(None))):
+            told = f"config sets {key} to {shorten(repr(value), 20)}; the trainer's default"
+            lines.append(f"{told} {shorten(repr(default), 20)} is of type {kind.__name__}")
+    if trainer.opaque:
+        return lines
+    # A name that the config reads again is a variable of its own.
+    for key in sorted(config.settings.keys() - trainer.settings.keys() - trainer.imported - config.reads):
+        for meant in nearest(key, trainer.settings, LIKE_ENOUGH)[:1]:
+            lines.append(f"config sets {key!r}, which {trainer.path} doesn't have{did_you_mean([meant])}")
     return lines
 
 
 @functools.lru_cache(maxsize=4096)
 def as_configurator(text: str) -> Any:
-    """What the trainer's configurator makes of a text: a literal, or the text itself; UNKNOWN where it would die."""
+    """What the trainer's configurator makes of a text: a literal, or the text itself."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except Exception:  # of some it would die: {[]: 1}
         return text
-    except Exception:
-        return UNKNOWN
 
 
-def trainer_form(text: str, default: Any, strict: bool) -> str:
+def trainer_form(text: str, default: Any) -> str:
     """A value written so that the configurator finds the type of `default` in it; ValueError says what was wanted."""
     kind = type(default)
     if kind in WANTED:
         return number_form(text, kind)
-    if not strict:
-        return text
-    literal = text if kind is str else python_words(text)
+    literal = python_words(text)
     value = as_configurator(literal)
-    fits = value is not UNKNOWN if kind is Unknown else type(value) is kind
-    if fits:
-        return quoted(value) if "=" in literal else literal
-    if kind in (str, Unknown):
+    if kind is str and not isinstance(value, str):
         return quoted(text)
-    raise ValueError(f"a {kind.__name__}")
+    if kind not in (Unknown, type(value)):
+        raise ValueError(f"a {kind.__name__}")
+    return quoted(value) if "=" in literal else literal
 
 
 def number_form(text: str, kind: type) -> str:
-    with contextlib.suppress(KeyError, ValueError, OverflowError):
+    """A number or a truth value in the form of its type."""
+    with contextlib.suppress(KeyError, ValueError, TypeError, OverflowError):
         if kind is bool:
             return WORDS[text.strip().lower()]
-        value = as_configurator(text)
-        number = kind(text) if value == text else value  # 007 and inf are no literals
-        is_number = type(number) in (int, float) and not math.isnan(number)
-        if is_number and (kind is float or number % 1 == 0):
-            return repr(kind(number)).replace("inf", "1e999")  # the configurator reads a bare inf as a text
+        value = as_configurator(text)  # of 007 and inf a text, of which int and float make a number, too
+        number = kind(value)
+        is_same = float(number) == float(value)  # not of 1.5 as an int, nor of nan
+        if is_same and not isinstance(value, bool):
+            return repr(number).replace("inf", "1e999")  # the configurator reads a bare inf as a text
     raise ValueError(WANTED[kind])
 
 
@@ -557,7 +553,7 @@ def python_words(text: str) -> str:
     """JSON that is no Python, for its true, false and null, as a Python literal; any other text as it is."""
     if isinstance(as_configurator(text), str):
         with contextlib.suppress(ValueError):
-            return repr(json.loads(text))
+            return repr(json.loads(text, parse_constant=ast.literal_eval))  # which refuses NaN and Infinity
     return text
 
 
@@ -566,12 +562,10 @@ def quoted(value: Any) -> str:
     return repr(value).replace("=", "\\x3d")
 
 
-def plain_value(form: str, strict: bool) -> Any:
-    """What a value in the trainer's form means, for JSON and tables."""
+def plain_value(form: str) -> Any:
+    """What a text or a number in the trainer's form means, for JSON and tables; of all else the form itself."""
     value = as_configurator(form)
-    is_number = isinstance(value, (bool, int, float)) and repr(value) == form
-    is_text = isinstance(value, str) and strict
-    return value if is_number or is_text else form
+    return value if isinstance(value, (str, int, float)) and quoted(value) == form else form
 
 
 # ---------------------------------------------------------------------------------------------------- plan
@@ -579,7 +573,7 @@ def plain_value(form: str, strict: bool) -> Any:
 # no processes.
 
 ALIASES = {"lr": "learning_rate", "bs": "batch_size", "steps": "max_iters", "epochs": "max_iters"}  # as others say
-NO_SEED = "its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
+NO_SEED = "; its code may have torch.manual_seed(1337): write seed = 1337 above the line that execs configurator.py"
 NO_CHECKPOINT = "init_from = 'resume' needs a checkpoint in the experiment's directory, which is new and has none; "
 NO_CHECKPOINT += "go on with a batch by --resume, or let a --launcher copy a checkpoint into {dir}"
 INVENTED = ("out_dir", "wandb_run_name")  # settings that differ by the runner's own doing
@@ -591,21 +585,20 @@ def expand_configs(patterns: Sequence[str], planner: Planner, notes: list[str]) 
     """The config files that files and glob patterns name, in their order, each once; `notes` get what is left out."""
     paths = [path for pattern in patterns for path in matches_of(pattern)]
     named = set(patterns)
-    programs = (os.path.realpath(__file__), os.path.realpath(planner.script.path))
+    programs = map(os.path.realpath, (__file__, planner.script.path))
     reasons = dict.fromkeys(programs, "not a config")  # by the file that it really is
-    configs, left_out = [], []
+    configs = []
     for path in paths:
         real = os.path.realpath(path)
         reason = reasons.get(real) or why_no_config(path, planner, path in named, len(paths) == 1)
         if reason:
-            left_out.append(f"left out, {reason}: {path}")
+            notes.append(f"left out, {reason}: {path}")
         else:
             configs.append(path)
             reasons[real] = f"the same as {path}"
     if not configs:
-        remedy = f'name files, as by --configs "config/*.py"; {"; ".join(left_out)}'
+        remedy = f'name files, as by --configs "config/*.py"; {"; ".join(notes)}'
         raise UsageError(f"no config is left of: {' '.join(patterns)}; {remedy}")
-    notes += left_out
     return configs
 
 
@@ -631,18 +624,21 @@ def why_no_config(path: str, planner: Planner, is_named: bool, is_alone: bool) -
     if os.path.isdir(path) or os.path.basename(path) in ("configurator.py", "__init__.py"):
         return "not a config"
     config, script = planner.read(path), planner.script
-    if config.strict and not is_alone:
+    if is_alone:
+        return ""
+    if config.strict:  # also where it is named: the shell may have expanded a pattern
         return "a script that uses configurator.py itself"
     names = config.settings.keys() | config.imported
-    is_meant = is_named or is_alone or not names or names & script.settings.keys()
-    return "" if is_meant or not all_known(script, config) else f"sets no setting of {script.path}"
+    is_module = bool(names) and names.isdisjoint(script.settings)
+    if is_module and all_known(script, config) and not is_named:
+        return f"sets no setting of {script.path}"
+    return ""
 
 
 def suggestion(key: str, settings: Iterable[str]) -> str:
     """`; did you mean 'x'?` for an unknown key: one of the options, or of the trainer's settings."""
     known = [*sorted(vars(Options()).keys() - {"overrides", "trainer_args"}), *settings]
-    meant = ALIASES.get(key, key.replace("-", "_"))
-    return did_you_mean([meant] if meant in known else nearest(key, known))
+    return did_you_mean(nearest(ALIASES.get(key, key.replace("-", "_")), known)[:1])
 
 
 def parse_sweep(text: str) -> tuple[str, list[str]]:
@@ -656,39 +652,31 @@ def parse_sweep(text: str) -> tuple[str, list[str]]:
 
 def split_values(text: str, mark: str = ",") -> list[str]:
     """Split at the marks that stand outside brackets and quotes; a value in quotes loses them."""
-    parts: list[str] = []
-    for piece in text.split(mark):
-        if parts and is_open(parts[-1]):
+    first, *others = text.split(mark)
+    parts = [first]
+    for piece in others:
+        bare = QUOTES.sub("", parts[-1])
+        if len(re.findall(r"[(\[{'\"]", bare)) != len(re.findall(r"[)\]}]", bare)):  # what is open waits for its end
             parts[-1] += mark + piece
         else:
             parts.append(piece)
     return [re.sub(r"(?s)^(['\"])(.*)\1$", r"\2", part) for part in parts]
 
 
-def is_open(text: str) -> bool:
-    """Whether a bracket or a quote in a text waits for its other half."""
-    bare = QUOTES.sub("", text)
-    return len(re.findall(r"[(\[{'\"]", bare)) != len(re.findall(r"[)\]}]", bare))
-
-
 def sweep_points(sweep: Mapping[str, Sequence[str]]) -> Iterator[dict[str, str]]:
     """The product of all sweeps, the last one fastest; one empty point without any."""
-    keys = ",".join(sweep).split(",")
-    most_given = max(keys, key=keys.count)
-    if keys.count(most_given) > 1:
-        raise UsageError(f"--sweep: {most_given} given twice; name each setting once")
-    axes = [[pair_values(key, text) for text in texts] for key, texts in sweep.items()]
+    axes = [[together(keys.split(","), text) for text in texts] for keys, texts in sweep.items()]
     for parts in itertools.product(*axes):
-        yield dict(zip(keys, itertools.chain.from_iterable(parts)))
+        yield dict(itertools.chain.from_iterable(parts))
 
 
-def pair_values(joined: str, text: str) -> list[str]:
-    """The values that settings swept together have at one point; raises UsageError for too few or too many."""
-    count = joined.count(",") + 1
-    values = split_values(text, ":") if count > 1 else [text]
-    if len(values) != count or "" in values:
-        raise UsageError(f"--sweep {joined}: {text!r} holds {len(values)} values for {count} settings; quote a ':'")
-    return values
+def together(keys: Sequence[str], text: str) -> list[tuple[str, str]]:
+    """Settings that are swept together with their values at one point; raises UsageError for too few or too many."""
+    values = split_values(text, ":") if len(keys) > 1 else [text]
+    if len(values) != len(keys):
+        told = f"{text!r} holds {len(values)} values for {len(keys)} settings"
+        raise UsageError(f"--sweep {','.join(keys)}: {told}; quote a ':'")
+    return list(zip(keys, values))
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -728,7 +716,7 @@ def unique(names: Iterable[str]) -> list[str]:
         candidate, number = name, 1
         while candidate.casefold() in taken:
             number += 1
-            candidate = name[: 199 - len(str(number))] + f"_{number}"
+            candidate = clean_name(f"{name}_{number}")
         taken[candidate.casefold()] = candidate
     return list(taken.values())
 
@@ -738,25 +726,31 @@ class Planner:
 
     def __init__(self, script: Script) -> None:
         self.script = script
-        self.configs: dict[str, Script] = {}
-        has_own = "wandb_enabled" in script.settings and "wandb_log" not in script.settings
-        self.renamed = {} if script.free or has_own else {"wandb_enabled": "wandb_log"}
+        self.examples = {**script.settings, **USUAL}  # of each setting's type, where its own value isn't known
+        self.configs = {"": Script("")}  # without a config, of a --command, nothing is set
+        known = script.settings.keys() & {"wandb_enabled", "wandb_log"}
+        keeps_name = not script.path or known == {"wandb_enabled"}
+        self.wandb_enabled = "wandb_enabled" if keeps_name else "wandb_log"
 
     def setting(self, key: str) -> str:
         """The trainer's name of a setting: the runner's wandb_enabled is nanoGPT's wandb_log. Takes a sweep's pair."""
-        return ",".join(self.renamed.get(each, each) for each in key.split(","))
+        return re.sub(r"\bwandb_enabled\b", self.wandb_enabled, key)
 
     def read(self, path: str) -> Script:
-        """A config as it was when it was read first; without a path, of a --command, one that sets nothing."""
+        """A config as it was when it was read first. What no configurator execs need not be Python."""
         if path not in self.configs:
-            self.configs[path] = read_config(path, self.script) if path else Script(path)
-            self.configs[path].warnings = config_warnings(self.configs[path], self.script)
+            is_python = self.script.strict or path.endswith(".py")
+            config = read_file(path, is_python)
+            if config.source and not self.script.path:
+                config.problem = None  # what a --command makes of it isn't known
+            config.warnings = config_warnings(config, self.script)
+            self.configs[path] = config
         return self.configs[path]
 
     def plan(self, options: Options, configs: Sequence[str]) -> list[Experiment]:
         """Every config at every point of the sweep, in that order; raises UsageError, as `experiment` does."""
         points = list(sweep_points(options.sweep))
-        endings = ["".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items()) for point in points]
+        endings = list(map(self.ending, points))
         stems = config_names(configs) or ["run"]
         names = unique(clean_name(stem + ending) for stem, ending in itertools.product(stems, endings))
         needs_run_name = options.sweep and "wandb_run_name" in self.script.settings
@@ -768,60 +762,58 @@ class Planner:
             experiments.append(self.experiment(name, config, overrides, point))
         return experiments
 
+    def ending(self, point: Mapping[str, str]) -> str:
+        """What the name of an experiment tells of its point of the sweep."""
+        return "".join(f"__{key}_{self.plain(key, text)}" for key, text in point.items())
+
     def plain(self, key: str, text: str) -> Any:
         """A value as the trainer will read it; what doesn't fit is told by `experiment`."""
         with contextlib.suppress(ValueError):
-            return self.written(key, text, UNKNOWN)[1]
+            return plain_value(self.form(key, text, UNKNOWN))
         return text
 
     def experiment(
         self, name: str, config: str, overrides: Mapping[str, str], point: Mapping[str, str] = {}, source: str = ""
     ) -> Experiment:
         """Of a config, or its frozen copy `source`; raises UsageError for an override that the trainer would die of."""
-        if "=" in config and not self.script.free:
+        if "=" in config and self.script.strict:
             raise UsageError(f"config path holds '=': {config}; the trainer would take it for an override, rename it")
-        made = Experiment(name, config, dict(overrides), dict(point), source=source or config)
+        made = Experiment(name, config, dict(overrides), dict(point), source=source or config, launched_config=config)
         found = self.read(made.source)
         # Defaults below what the config sets; it may set any of them, or import some.
         untold = self.script.settings if found.opaque else found.imported & self.script.settings.keys()
         made.settings = {**self.script.settings, **dict.fromkeys(untold, UNKNOWN), **found.settings}
         if found.problem:
-            made.problem, made.source = f"config can't be used: {found.problem}", ""
+            made.problem, made.source = f"config {found.problem}", ""
+        self.check_keys(made, found)
         for key, text in overrides.items():
-            self.check_key(key, made, found)
             try:
-                form, value = self.written(key, text, made.settings.get(key, UNKNOWN))
+                form = self.form(key, text, made.settings.get(key, UNKNOWN))
             except ValueError as wanted:
                 raise UsageError(f"value of --{key}: {text!r}; {config} wants {wanted}") from None
             made.arguments.append(f"--{key}={form}")
-            made.settings[key] = made.values[key] = value
+            made.settings[key] = made.values[key] = plain_value(form)
         return made
 
-    def check_key(self, key: str, made: Experiment, found: Script) -> None:
-        """Raises UsageError for a key that the trainer doesn't know."""
-        script = self.script
-        is_known = key in made.settings or key in script.imported or not all_known(script, found)
-        if is_known and (script.free or key.isidentifier()):
-            return
-        remedy = f"; {NO_SEED}" if key == "seed" else suggestion(key, made.settings)
-        raise UsageError(f"unknown setting '{key}' of {script.path} with {made.config}{remedy}")
+    def check_keys(self, made: Experiment, found: Script) -> None:
+        """Raises UsageError for an override that the trainer doesn't know."""
+        unknown = made.overrides.keys() - made.settings.keys() - self.script.imported
+        if unknown and all_known(self.script, found):
+            key = min(unknown)
+            remedy = NO_SEED if key == "seed" else suggestion(key, made.settings)
+            raise UsageError(f"unknown setting '{key}' of {self.script.path} with {made.config}{remedy}")
 
-    def written(self, key: str, text: str, default: Any) -> tuple[str, Any]:
-        """A value in the trainer's form, and what it means; raises ValueError with what was wanted."""
-        if self.script.free:
-            return text, plain_value(text, False)
+    def form(self, key: str, text: str, default: Any) -> str:
+        """A value as the trainer gets it; raises ValueError with what was wanted."""
         # A config hardly ever changes the type that a setting has in the script.
-        for example in (default, self.script.settings.get(key, UNKNOWN), USUAL.get(key, UNKNOWN)):
-            if example is not UNKNOWN:
-                break
-        form = trainer_form(text, example, self.script.strict)
-        return form, plain_value(form, self.script.strict)
+        example = self.examples.get(key, UNKNOWN) if default is UNKNOWN else default
+        is_number = type(example) in WANTED and self.script.path
+        return trainer_form(text, example) if self.script.strict or is_number else text
 
     def warnings(self, experiment: Experiment) -> list[str]:
         """What to say before an experiment's first attempt."""
         known = self.read(experiment.config).warnings
-        needs_checkpoint = self.script.strict and experiment.settings.get("init_from") == "resume"
-        return [*known, NO_CHECKPOINT] if needs_checkpoint else known
+        return [*known, NO_CHECKPOINT] if experiment.settings.get("init_from") == "resume" else known
 
 
 def differing(experiments: Sequence[Experiment]) -> list[str]:
@@ -848,21 +840,19 @@ def template_words(what: str, template: str, names: dict[str, str], lists: Mappi
 
 def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]:
     """What a template may hold."""
-    names = {"name": experiment.name, "dir": folder, "device": slot.device or "", "slot": str(slot.number)}
-    return {**names, "config": experiment.launched_config or experiment.config}
+    told = {"name": experiment.name, "config": experiment.launched_config, "dir": folder}
+    return {**told, "device": slot.device or "", "slot": str(slot.number)}
 
 
-def build_command(
-    options: Options, experiment: Experiment, folder: str, slot: Slot, continuing: Sequence[str] = ()
-) -> list[str]:
-    """The command of an attempt; one that continues gets `continuing` besides, which wins as the last."""
+def build_command(options: Options, experiment: Experiment, folder: str, slot: Slot, more: Sequence[str]) -> list[str]:
+    """The command of an attempt; one that continues gets more words, which win as the last."""
     names, arguments = names_for(experiment, folder, slot), experiment.arguments
     if options.command:
         lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
-        return [*template_words("--command", options.command, names, lists), *continuing]
+        return [*template_words("--command", options.command, names, lists), *more]
     launcher = template_words("--launcher", options.launcher, names) or [sys.executable]
     command = [*launcher, options.train_script, names["config"], f"--out_dir={folder}"]
-    return [*command, *arguments, *continuing, *options.trainer_args]
+    return [*command, *arguments, *more, *options.trainer_args]
 
 
 def continuing_words(
@@ -872,15 +862,16 @@ def continuing_words(
     if options.continue_with is not None:
         names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
         return template_words("--continue_with", options.continue_with, names)
-    can_resume = not options.command and "init_from" in experiment.settings
-    return ["--init_from=resume"] if can_resume else None
+    if options.command or "init_from" not in experiment.settings:
+        return None
+    return ["--init_from=resume"]
 
 
 def check_template(options: Options) -> None:
     """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something."""
-    nothing, slot = Experiment("", "", {}), Slot(0)
+    nothing, slot = Experiment(), Slot(0)
     continuing_words(options, nothing, "", slot, "")
-    if not build_command(options, nothing, "", slot):
+    if not build_command(options, nothing, "", slot, []):
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
@@ -2224,7 +2215,7 @@ class Ending:
         if self.has_waited or not name:
             return ""
         self.has_waited = True
-        return f"waiting for {name} to be written (at most {whole_seconds(self.wait_until - now + 0.5)})"
+        return f"waiting for {name} to be written (at most {show_duration(round(self.wait_until - now))})"
 
     def being_written(self) -> Optional[str]:
         """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
@@ -3077,7 +3068,7 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
 
 
 def show_eta(left: Optional[float], before: str = "") -> str:
-    return "" if left is None else f"{before}ETA {whole_seconds(left)}"
+    return "" if left is None else f"{before}ETA {show_duration(round(left))}"
 
 
 def live_cells(result: Result) -> list[str]:
@@ -3086,7 +3077,7 @@ def live_cells(result: Result) -> list[str]:
         f"iter {show_progress(result) or 0}",
         f"loss {show_loss(result.metrics.train_loss)}",
         f"val {show_loss(result.metrics.val_loss)}",
-        whole_seconds(elapsed(result)),
+        show_duration(round(elapsed(result) or 0)),
         show_eta(seconds_left(result)),
     ]
 
@@ -5103,9 +5094,10 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     own, for_trainer = take_settings(argv)
     given = {**vars(build_parser().parse_args(own)), **for_trainer}
     if "sweep" in given:
-        pairs, given["sweep"] = given["sweep"], dict(given["sweep"])
-        if len(given["sweep"]) < len(pairs):
-            raise UsageError(f"--sweep: a setting given twice: {', '.join(key for key, _ in pairs)}")
+        keys = ",".join(key for key, _ in given["sweep"]).split(",")
+        if len(set(keys)) < len(keys):
+            raise UsageError(f"--sweep: a setting given twice: {', '.join(keys)}")
+        given["sweep"] = dict(given["sweep"])
     names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
     for group in ONE_OF:
         both = sorted(names.intersection(group))
@@ -5189,7 +5181,7 @@ def check(options: Options) -> None:
     devices = [*options.devices, options.overrides.get("device", "cpu")]
     for wrong in {"", "gpu"}.intersection(devices):
         raise UsageError(f"no device: {wrong!r}; with torch it is called cpu, cuda or cuda:1, see --devices")
-    program_name = build_command(options, Experiment("", "", {}), "", Slot(0))[0]
+    program_name = build_command(options, Experiment(), "", Slot(0), [])[0]
     if not shutil.which(program_name):
         raise UsageError(f"program not found: {program_name}; see --command and --launcher")
 

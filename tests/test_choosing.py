@@ -59,7 +59,7 @@ class ChoosingTest(PlanCase):
 
     def test_configs_of_any_ending_are_taken(self) -> None:
         self.write({"x/a.yaml": "a: [", "x/b.json": "{}", "x/c.toml": "[a]"})
-        self.trainer = runner.Script("", free=True)
+        self.trainer = runner.Script("")
         self.assertEqual(self.expand("x/*"), ["x/a.yaml", "x/b.json", "x/c.toml"])
 
     def test_a_dropped_duplicate_is_said(self) -> None:
@@ -154,10 +154,9 @@ class PairTest(PlanCase):
                 self.assertEqual(list(next(runner.sweep_points({"a,b": [text]})).values()), values)
 
     def test_a_count_that_does_not_fit_is_refused(self) -> None:
-        for sweep in ({"a,b": ["1:2", "3"]}, {"a,b": ["1:2:3"]}, {"a,b": ["1:"]}, {"a,a": ["1:2"]}):
+        for sweep in ({"a,b": ["1:2", "3"]}, {"a,b": ["1:2:3"]}):
             with self.subTest(sweep=sweep):
                 self.refused(list, runner.sweep_points(sweep))
-        self.assertIn("b given twice", self.refused(list, runner.sweep_points({"a,b": ["1:2"], "b": ["1"]})))
 
     def test_pairs_are_in_the_name(self) -> None:
         planner = self.planner(a="")
@@ -195,7 +194,7 @@ class TemplateTest(PlanCase):
         return runner.Options(command=command, **named)
 
     def build(self, command: str, continuing: tuple[str, ...] = (), config: str = "a.yaml") -> list[str]:
-        planner = runner.Planner(runner.Script("", free=True))
+        planner = runner.Planner(runner.Script(""))
         experiment = planner.experiment("n", config, {"batch-size": "8", "a.b": "[1, true]"})
         slot = runner.Slot(1, "cuda:1")
         return runner.build_command(self.options(command), experiment, "out/n", slot, continuing)
@@ -214,7 +213,7 @@ class TemplateTest(PlanCase):
         self.assertEqual(self.build("x {config}", config="a b.yaml"), ["x", "a b.yaml"])
 
     def test_experiments_without_configs_come_from_the_sweep(self) -> None:
-        planner = runner.Planner(runner.Script("", free=True))
+        planner = runner.Planner(runner.Script(""))
         table: list[tuple[dict[str, list[str]], list[str]]] = [
             ({}, ["run"]),
             ({"lr": ["0.1", "1e-3"]}, ["run__lr_0.1", "run__lr_1e-3"]),
@@ -228,7 +227,7 @@ class TemplateTest(PlanCase):
                 self.assertEqual(planner.warnings(plan[0]), [])
 
     def test_keys_and_values_reach_a_command_as_written(self) -> None:
-        planner = runner.Planner(runner.Script("", free=True))
+        planner = runner.Planner(runner.Script(""))
         given = {"wandb_enabled": "yes", "x": "true", "--odd": "1_0", "compile": "maybe", "y": "{[]: 1}"}
         made = planner.experiment("n", "", given)
         self.assertEqual(made.arguments, [f"--{key}={text}" for key, text in given.items()])

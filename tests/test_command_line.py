@@ -106,6 +106,8 @@ USAGE_ERRORS: list[tuple[Sequence[str], Sequence[str]]] = [
     (["--configs", "a.py", "--sweep", "sede=1,2"], ["sede", "'seed'"]),
     (["--configs", "a.py", "--sweep", "seed=1,2", "--seed", "3"], ["--seed", "--sweep"]),
     (["--configs", "a.py", "--sweep", "seed=1,2", "--sweep", "seed=3"], ["--sweep", "seed"]),
+    (["--configs", "a.py", "--sweep", "a,seed=1:2", "--sweep", "seed=3"], ["--sweep", "twice", "a, seed, seed"]),
+    (["--configs", "a.py", "--sweep", "a,a=1:2"], ["--sweep", "twice"]),
     (["--configs", "a.py", "--sweep", "wandb_enabled=true,false", "--wandb_log", "true"], ["wandb_", "--sweep"]),
     (["--configs", "a.py", "--launcher", "nosuchlauncher -n 2"], ["nosuchlauncher", "--launcher"]),
     (["--configs", "a.py", "--launcher", "./a.py"], ["./a.py", "--launcher"]),  # no program

@@ -30,7 +30,9 @@ def read(source: Union[str, bytes]) -> tuple[dict[str, Any], bool]:
 
 
 def read_file(path: Union[str, Path]) -> tuple[dict[str, Any], bool]:
-    found = runner.read_code(str(path), Path(path).read_bytes())
+    found = runner.read_file(str(path), True)
+    if found.problem:
+        raise ValueError(found.problem)
     return found.settings, found.strict
 
 
@@ -47,6 +49,7 @@ ACCEPTED: list[tuple[Any, str, str, Any]] = [
     (8, "4", "4", 4),
     (8, "-4", "-4", -4),
     (8, "007", "7", 7),
+    (8, "'8'", "8", 8),
     (8, "1_000", "1000", 1000),
     (8, "1e3", "1000", 1000),
     (8, "4.0", "4", 4),
@@ -66,6 +69,7 @@ ACCEPTED: list[tuple[Any, str, str, Any]] = [
     ("x", "{'a': 1}", "\"{'a': 1}\"", "{'a': 1}"),
     ("x", "1,2", "'1,2'", "1,2"),
     ("x", "nan", "nan", "nan"),
+    ("x", "NaN", "NaN", "NaN"),  # which JSON would have
     ("x", "it's", "it's", "it's"),
     ("x", "'2024'", "'2024'", "2024"),  # quoted by the user already
     ("x", "a=b", "'a\\x3db'", "a=b"),
@@ -74,7 +78,6 @@ ACCEPTED: list[tuple[Any, str, str, Any]] = [
     ("x", "a\\=b", "'a\\\\\\x3db'", "a\\=b"),
     ("x", "tab\tnewline\n", "tab\tnewline\n", "tab\tnewline\n"),
     ("x", "Grüße, 世界", "Grüße, 世界", "Grüße, 世界"),
-    ("x", "{[]: 1}", "'{[]: 1}'", "{[]: 1}"),  # reading this raises TypeError in the configurator
     ([1], "[3, 4]", "[3, 4]", [3, 4]),
     ([1], "[{'type': 'random'}]", "[{'type': 'random'}]", [{"type": "random"}]),
     ([1], "['a=b']", "['a\\x3db']", ["a=b"]),
@@ -89,8 +92,8 @@ ACCEPTED: list[tuple[Any, str, str, Any]] = [
 REFUSED: list[tuple[Any, str, str]] = [
     *((False, text, "true or false") for text in ("2", "-1", "on", "off", "t", "None", "", "1.0", "truee", "'true'")),
     *((8, text, "a whole number") for text in ("abc", "", "1.5", "1e-3", "nan", "inf", "1e400", "true", "True", "[8]")),
-    *((8, text, "a whole number") for text in ("1,5", "1 000", "--4", "'8'", "None", "5*8")),
-    *((1e-3, text, "a number") for text in ("abc", "", "nan", "-nan", "true", "False", "1,5", "1e", "'1.0'", "[1.0]")),
+    *((8, text, "a whole number") for text in ("1,5", "1 000", "--4", "None", "5*8")),
+    *((1e-3, text, "a number") for text in ("abc", "", "nan", "-nan", "true", "False", "1,5", "1e", "[1.0]")),
     *(([1], text, "a list") for text in ("5", "(1, 2)", "[1", "", "abc", "None", "{}", "[a]")),
     *(((1, 2), text, "a tuple") for text in ("5", "[1, 2]", "(1", "", "abc")),
     *(({"a": 1}, text, "a dict") for text in ("5", "{1}", "{'a': }", "", "{[]: 1}")),
@@ -118,7 +121,7 @@ def form_or_refusal(text: str, default: Any) -> Union[str, ValueError]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            return runner.trainer_form(text, default, True)
+            return runner.trainer_form(text, default)
         except ValueError as error:
             return error
 
@@ -196,7 +199,7 @@ class PlainValueTest(unittest.TestCase):
         ]
         for form, value in table:
             with self.subTest(form=form):
-                got = runner.plain_value(form, True)
+                got = runner.plain_value(form)
                 self.assertEqual((type(got), got), (type(value), value))
 
 
@@ -253,7 +256,7 @@ class ReadSettingsTest(unittest.TestCase):
 
     def test_source_that_is_no_python_is_told_in_one_line_with_the_file(self) -> None:
         table: list[tuple[Union[str, bytes], str]] = [
-            ("a = 1\nb = = 2\nc = 3\n", "line 2.*b = = 2"),
+            ("a = 1\nb = = 2\nc = 3\n", "line 2"),
             ("if True:\nx = 1\n", "line 2"),
             ("a = (1,\n", "line 1"),
             (b"a = 1\nb = '\xff\xfe'\n", ""),
@@ -267,12 +270,12 @@ class ReadSettingsTest(unittest.TestCase):
     def test_source_nested_beyond_reason_is_told_or_unknown_but_never_a_crash(self) -> None:
         for source in ("a = " + "(" * 5000, "a = " + "-" * 50000 + "1", "a = " + "+".join("1" * 20000)):
             with self.subTest(source=source[:10]), contextlib.suppress(ValueError):
-                self.assertIs(read(source)[0]["a"], UNKNOWN)
+                self.assertIs(read(source)[0].get("a", UNKNOWN), UNKNOWN)
 
     def test_what_can_not_be_read_is_a_problem(self) -> None:
         for path in ("nowhere.py", os.curdir, os.devnull):
             with self.subTest(path=path):
-                self.assertIsNotNone(runner.read_config(path, runner.Script("")).problem)
+                self.assertIsNotNone(runner.read_file(path, True).problem)
 
     def test_the_stand_in_trainer_is_read_as_it_runs(self) -> None:
         """Each setting of the real script, by its own globals at the moment the configurator takes over."""
