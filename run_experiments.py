@@ -3713,15 +3713,7 @@ GIT_PATIENCE = 60.0  # seconds for one call of git
 SLOW_GIT = 30.0  # seconds that the end waits for its last answer
 MAX_FOLDERS = 10_000  # of a repository, that are watched
 LONGEST_SLEEP = 3600.0  # seconds
-SHARED_KEYS = (  # of the summary and of each metadata
-    "train_script",
-    "options",
-    "global_overrides",
-    "python_executable",
-    "python_version",
-    "hostname",
-    "working_directory",
-)
+IN_BOTH = "train_script options global_overrides python_executable python_version hostname working_directory".split()
 
 
 # ---- the page of a batch, from its results and logs
@@ -3953,9 +3945,6 @@ class Recorder:
         """Have summary and page written anew at this time, or as soon after it as their pace lets them."""
         for name, earliest in self.earliest.items():
             self.due[name] = min(self.due[name], max(earliest, wanted))
-
-    def next_due(self) -> float:
-        return min(self.due.values())
 
     def refresh(self, results: Mapping[str, Result], now: float) -> None:
         for name, due in self.due.items():
@@ -4247,12 +4236,6 @@ def end_in_line(result: Result) -> str:
     return "; ".join([*parts, *filter(None, [result.error, result.hint and f"hint: {result.hint}"])])
 
 
-def table_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
-    """The table at the end of a batch."""
-    counts = show_counts(count_statuses(results))
-    return [*result_lines(results, width), counts]
-
-
 def mark_attempt(log: Log, text: str) -> None:
     """A line of the runner's own in combined.log, so that attempts can be told apart."""
     start = b"" if read_tail(log.path, 1) in (b"", b"\n") else b"\n"
@@ -4276,12 +4259,13 @@ def bytes_of(path: str) -> bytes:
 
 def set_checkpoint_aside(checkpoint: str) -> str:
     """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
-    copies = older_copies(checkpoint)
     remove_tree(copy_path(checkpoint))  # it can't be read, either
     os.rename(checkpoint, checkpoint + ASIDE)
-    if copies:
-        os.rename(copies[-1], checkpoint)
-    return f"{os.path.basename(checkpoint)}{ASIDE}{'; its kept copy is used' if copies else ''}"
+    done = os.path.basename(checkpoint) + ASIDE
+    for copy in older_copies(checkpoint)[-1:]:
+        os.rename(copy, checkpoint)
+        done += "; its kept copy is used"
+    return done
 
 
 def program() -> list[str]:
@@ -4298,14 +4282,8 @@ def stop_rules(options: Options) -> StopRules:
     launcher = shlex.split(options.launcher or options.command)
     if options.command and os.path.basename(launcher[0]).startswith("python"):
         launcher = []
-    return StopRules(
-        options.stop_signal,
-        options.grace,
-        tuple(launcher),
-        checkpoints=options.checkpoints,
-        timeout=options.timeout,
-        stall=options.stall,
-    )
+    rules = StopRules(options.stop_signal, options.grace, tuple(launcher), checkpoints=options.checkpoints)
+    return replace(rules, timeout=options.timeout, stall=options.stall)
 
 
 class Batch:
@@ -4435,9 +4413,9 @@ class Batch:
             self.reap_orphans()
 
     def reap_orphans(self) -> None:
-        """As pid 1 of a container the runner inherits what trainings leave behind. What it has started itself is waited
-        for elsewhere: leaders, the guardian, and git, which is in the runner's own group."""
-        own = {attempt.process.group.leader for attempt in self.running} | {getattr(self.guardian, "pid", 0)}
+        """As pid 1 of a container the runner inherits what trainings leave behind. Leaders are waited for elsewhere,
+        as is git, which is in the runner's own group."""
+        own = {attempt.process.group.leader for attempt in self.running}
         for each in processes():
             is_orphan = each.parent == 1 and each.group != os.getpgrp() and each.pid not in own
             if is_orphan and each.state == "Z":
@@ -4500,11 +4478,9 @@ class Batch:
         self.recorder.renew()
         if state.note:
             self.say(state.note)
-        if result and self.results[result.config_name] is not result:
-            return  # git was so slow that the directory is a later attempt's by now
         if state.patch:
             self.save_files(folder, {PATCH: state.patch})
-        if result:
+        if result and self.results[result.config_name] is result:  # else the directory is a later attempt's by now
             self.note_code(result, record, state.changed)
 
     def note_code(self, result: Result, metadata: dict[str, Any], changed: Sequence[str]) -> None:
@@ -4533,7 +4509,7 @@ class Batch:
     def wait(self) -> None:
         """Sleep until an event or the next deadline; then take the events that are there."""
         now = time.monotonic()
-        due = min(self.recorder.next_due(), self.draw_due, self.next_launch(), now + LONGEST_SLEEP)
+        due = min(*self.recorder.due.values(), self.draw_due, self.next_launch(), now + LONGEST_SLEEP)
         for attempt in self.running:
             due = min(due, attempt.process.next_look())
             if attempt.process.deadline < math.inf:
@@ -4789,7 +4765,7 @@ class Batch:
         environment = self.environment(experiment, result, slot)
         system = os.uname()
         return {
-            **{key: self.recorder.head.get(key) for key in SHARED_KEYS},
+            **{key: self.recorder.head.get(key) for key in IN_BOTH},
             "config_name": experiment.name,
             "config_path": experiment.config,
             "config_sha256": self.plan[experiment.name].config_sha256 or None,
@@ -4943,10 +4919,12 @@ class Batch:
         """The table, for the master log and the console, which is then settled."""
         self.console.draw([])
         results = [self.results[name] for name in self.plan]
-        again = [] if is_all_well else [f"continue with: {shell_line([*program(), '--resume', self.place])}"]
-        for line in [*table_lines(results), *again]:
+        below = [show_counts(count_statuses(results))]
+        if not is_all_well:
+            below.append(f"continue with: {shell_line([*program(), '--resume', self.place])}")
+        for line in [*result_lines(results, NO_LIMIT), *below]:
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
-        for line in [*table_lines(results, terminal_width()), *again]:
+        for line in [*result_lines(results, terminal_width()), *below]:
             self.console.line(line, even_if_quiet=not is_all_well)
         self.console.line(os.path.join(self.folder, REPORT))
         self.recorder.scribe.flush()
@@ -5163,6 +5141,10 @@ def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job
 
 
 def check(options: Options) -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise UsageError("the working directory has been removed; cd to another one") from None
     swept = ",".join(options.sweep).split(",")
     for key in options.overrides.keys() & swept:
         raise UsageError(f"--{key}: not allowed with --sweep {key}")
