@@ -4013,11 +4013,7 @@ class CodeWatch(threading.Thread):
         self.first: dict[str, Optional[str]] = {}  # path -> digest, when the batch began
         self.latest: dict[str, Optional[str]] = {}
         self.known: set[str] = set()  # the files that git tracks or would track
-        self.questions: queue.SimpleQueue[Callable[[CodeState], None]] = queue.SimpleQueue()
-
-    def ask(self, tell: Callable[[CodeState], None]) -> None:
-        """Have this called, in the thread of the watch, with the code as it stands now."""
-        self.questions.put(tell)
+        self.questions: queue.SimpleQueue[Callable[[CodeState], None]] = queue.SimpleQueue()  # what is to be told
 
     def run(self) -> None:
         self.read_files()
@@ -4234,12 +4230,6 @@ def end_in_line(result: Result) -> str:
     if metrics.step is not None:
         parts.append(f"step {metrics.step}, val loss {show_loss(metrics.val_loss)}")
     return "; ".join([*parts, *filter(None, [result.error, result.hint and f"hint: {result.hint}"])])
-
-
-def mark_attempt(log: Log, text: str) -> None:
-    """A line of the runner's own in combined.log, so that attempts can be told apart."""
-    start = b"" if read_tail(log.path, 1) in (b"", b"\n") else b"\n"
-    log.write([start, stamp("RUNNER"), text.encode(), b"\n"])
 
 
 def discard(log: Log) -> None:
@@ -4470,7 +4460,7 @@ class Batch:
         """Have it noted which code runs: with the batch in the summary's head, with an attempt in its metadata."""
         self.unanswered += 1
         on_code = functools.partial(self.on_code, folder, record, result)
-        self.watch.ask(lambda state: self.events.put(lambda: on_code(state)))
+        self.watch.questions.put(lambda state: self.events.put(lambda: on_code(state)))
 
     def on_code(self, folder: str, record: dict[str, Any], result: Optional[Result], state: CodeState) -> None:
         self.unanswered -= 1
@@ -4564,11 +4554,12 @@ class Batch:
                 result.diverged = attempt.stopped_as is Status.FAILED
         attempt.process.set_queued(attempt.readers["stderr"].queued, time.monotonic())
         if had_no_step and result.metrics.first_step is not None:
-            self.check_config(self.plan[result.config_name], result)
+            self.check_config(result)
         self.recorder.changed(result, delay=PROGRESS)
 
-    def check_config(self, planned: Experiment, result: Result) -> None:
+    def check_config(self, result: Result) -> None:
         """At the first step: a trainer that reads the original config, not its copy, may have read an edited one."""
+        planned = self.plan[result.config_name]
         if planned.launched_config == planned.config and bytes_of(planned.config) != self.source_of(planned):
             self.warn(result, f"{planned.config} was edited since the batch began, and may have been read so")
 
@@ -4730,8 +4721,10 @@ class Batch:
         with contextlib.suppress(OSError):  # what is missing is written in the end
             for file, data in attempt.own_files().items():
                 write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
-        if up.how is How.CONTINUES:
-            mark_attempt(logs["combined"], f"attempt {result.attempts} {up.words}")
+        if up.how is How.CONTINUES:  # so that attempts can be told apart in combined.log
+            start = b"\n" if read_tail(logs["combined"].path, 1).strip(b"\n") else b""
+            mark = f"attempt {result.attempts} {up.words}\n".encode()
+            logs["combined"].write([start, stamp("RUNNER"), mark])
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
