@@ -4007,7 +4007,7 @@ class CodeWatch(threading.Thread):
         super().__init__(name="git", daemon=True)
         self.place = place
         self.root = repository_root(place)
-        self.script_folder = os.path.dirname(os.path.join(place, script))
+        self.script_folder = os.path.dirname(os.path.normpath(os.path.join(place, script)))
         self.frozen = {os.path.normpath(os.path.join(place, path)) for path in frozen}  # these run from their copies
         self.stamps: dict[str, tuple[int, int]] = {}  # what tells a change of the files, and of their directories
         self.first: dict[str, Optional[str]] = {}  # path -> digest, when the batch began
@@ -4378,7 +4378,9 @@ class Batch:
 
         def pass_on() -> None:
             while True:
-                self.events.put(events.get(os.read(source, 1)[0], bool))  # bool(): nothing is done
+                number = os.read(source, 1)[0]
+                if number in events:
+                    self.events.put(events[number])
 
         threading.Thread(target=pass_on, name="signals", daemon=True).start()
         kept = ignored & {signal.SIGHUP}  # nohup's wish is kept, for the trainings too
@@ -4438,8 +4440,7 @@ class Batch:
         sent = Counter(itertools.chain.from_iterable(ending.sent for ending in endings))
         told = [f"{signal_name(number)[3:]} sent to {count_of(times, 'training')}" for number, times in sent.items()]
         what = "; ".join([f"stopping {len(self.running)} running", *told])
-        again = f"{signal_name(self.stopped_by)} again kills now"
-        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); {again}"
+        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); a second signal kills at once"
 
     def stop_attempt(self, attempt: Attempt, status: Status, reason: str) -> None:
         if attempt.process.ending is None:
@@ -4839,7 +4840,7 @@ class Batch:
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        kept = os.listdir(attempt.folder) if os.path.isdir(attempt.folder) else []
+        kept = names_in(attempt.folder, ".*")
         gone = {name: data for name, data in attempt.own_files().items() if name not in kept}
         if gone:
             self.save_files(attempt.folder, gone)
@@ -4915,7 +4916,7 @@ class Batch:
         below = [show_counts(count_statuses(results))]
         if not is_all_well:
             below.append(f"continue with: {shell_line([*program(), '--resume', self.place])}")
-        for line in [*result_lines(results, NO_LIMIT), *below]:
+        for line in [*result_lines(results), *below]:
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
         for line in [*result_lines(results, terminal_width()), *below]:
             self.console.line(line, even_if_quiet=not is_all_well)
