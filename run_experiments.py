@@ -4283,7 +4283,7 @@ class Batch:
         self.options, self.planner, self.results, self.recorder = job.options, job.planner, job.results, recorder
         self.folder, self.console, self.say = recorder.folder, recorder.console, recorder.say
         working_directory = recorder.head["working_directory"]
-        self.place = os.path.join(working_directory, self.folder)
+        self.place = os.path.normpath(os.path.join(working_directory, self.folder))
         self.plan = {each.name: each for each in job.plan}
         self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in job.to_run)
@@ -4625,8 +4625,8 @@ class Batch:
                     keep_copy(checkpoint)
             except Exception as error:
                 problem = f"{planned.name}: no copy of its only checkpoint is kept: {error}"
-                self.events.put(lambda: self.say(problem))
-            self.events.put(lambda: self.on_prepared(planned, slot))
+                self.events.put(functools.partial(self.say, problem))
+            self.events.put(functools.partial(self.on_prepared, planned, slot))
 
         threading.Thread(target=work, name="prepare", daemon=True).start()
         self.recorder.scribe.put(settled.set)
@@ -4822,7 +4822,7 @@ class Batch:
         for text in judge(result, self.stop_of(attempt), stderr, self.planner.script.strict):
             self.warn(result, text)
         found = checkpoints(folder, self.options.checkpoints)
-        result.final_checkpoint = found[0] if found else None
+        result.final_checkpoint = next(iter(found), None)
         for size, _ in looks_at(found[:1]).values():
             self.largest_checkpoint = max(self.largest_checkpoint, size)
 
@@ -4869,8 +4869,7 @@ class Batch:
         return not self.obstacle
 
     def end_attempt(self, result: Result) -> None:
-        """The one place in which an attempt ends, whatever became of it: it is recorded, counted, said, and perhaps
-        taken up again."""
+        """The one place in which an attempt ends: it is recorded, counted, said, and perhaps taken up again."""
         folder = os.path.join(self.folder, result.config_name)
         result.end_time = now_iso()
         self.save_result(result)

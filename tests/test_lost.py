@@ -142,6 +142,24 @@ before("replace rename", replace)
         self.assertEqual(self.log("a"), b"said\n")
         self.assertEqual((self.batch() / "a" / "attempt_0" / "stdout.log").read_bytes(), b"said\n")
 
+    def test_why_a_training_can_not_be_started_is_told_though_what_it_leaves_can_not_be_cleared_away(self) -> None:
+        faults = """
+def unlink(path, *_, **__):
+    if "stdout.log" in path:
+        note("kept")
+        fail(errno.EIO)
+
+before("unlink", unlink)
+"""
+        launcher = self.dir / "launcher"
+        launcher.write_text('#!/bin/sh\nexec python3 "$@"\n')
+        launcher.chmod(0o755)
+        self.config("a", "import os; os.unlink('launcher')")
+        self.config("b")
+        self.ended(self.start_faulty(faults, "--configs", "a.py", "b.py", "--launcher", "./launcher"), 1)
+        self.assertTrue((self.dir / "kept").exists())
+        self.assertRegex(self.result("b")["error"], "FileNotFoundError.*launcher")
+
     def test_a_directory_in_the_place_of_latest_is_said_and_nothing_is_left_beside_it(self) -> None:
         self.config("a")
         (self.dir / "experiments" / "latest" / "kept").mkdir(parents=True)
