@@ -3712,7 +3712,8 @@ PATCH_BYTES = 10 << 20
 GIT_PATIENCE = 60.0  # seconds for one call of git
 SLOW_GIT = 30.0  # seconds that the end waits for its last answer
 MAX_FOLDERS = 10_000  # of a repository, that are watched
-LONGEST_SLEEP = 3600.0  # seconds
+LONGEST_SLEEP = 3600.0  # seconds; a queue knows no infinite timeout
+# What each metadata takes over from the summary.
 IN_BOTH = "train_script options global_overrides python_executable python_version hostname working_directory".split()
 
 
@@ -4770,9 +4771,7 @@ class Batch:
             "attempt_history": result.attempt_history,
             "start_time": result.start_time,
             "platform": f"{system.sysname} {system.release} {system.machine}",
-            "pid": None,
-            "pid_started": None,
-            "git": None,
+            "git": None,  # until it has answered
             "cuda_visible_devices": {**os.environ, **environment}.get("CUDA_VISIBLE_DEVICES"),
             "environment_set": environment,
         }
