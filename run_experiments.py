@@ -3988,6 +3988,8 @@ class Recorder:
 
 # ---- the code that runs
 
+Code = dict[str, Optional[str]]  # path -> digest
+
 
 @dataclass
 class CodeState:
@@ -4000,8 +4002,8 @@ class CodeState:
 
 
 class CodeWatch(threading.Thread):
-    """Knows the code as it was when the batch began, and what has changed since. Disks and git may be slow: it looks in
-    a thread of its own, and asks git only where something has changed."""
+    """Knows the code as it was when the batch began, and what has changed since. git may be slow: it is asked in a
+    thread of its own, and only where something has changed."""
 
     def __init__(self, place: str, script: str, frozen: Iterable[str]) -> None:
         """`place` is the working directory."""
@@ -4011,29 +4013,28 @@ class CodeWatch(threading.Thread):
         self.script_folder = os.path.dirname(os.path.normpath(os.path.join(place, script)))
         self.frozen = {os.path.normpath(os.path.join(place, path)) for path in frozen}  # these run from their copies
         self.stamps: dict[str, tuple[int, int]] = {}  # what tells a change of the files, and of their directories
-        self.first: dict[str, Optional[str]] = {}  # path -> digest, when the batch began
-        self.latest: dict[str, Optional[str]] = {}
+        self.code: Code = {}  # as it was when it was read last
+        self.first: Code = {}  # when the batch began
         self.known: set[str] = set()  # the files that git tracks or would track
-        self.questions: queue.SimpleQueue[Callable[[CodeState], None]] = queue.SimpleQueue()  # what is to be told
+        self.questions: queue.SimpleQueue[tuple[Code, Callable[[CodeState], None]]] = queue.SimpleQueue()
+
+    def ask(self, tell: Callable[[CodeState], None]) -> None:
+        """Have this called, in the thread of the watch, with the code as it stands now; answers come in order. What
+        stands since the last look isn't read again."""
+        if self.code and stamps_of(self.stamps) != self.stamps:
+            self.read_files()
+        self.questions.put((self.code, tell))
 
     def run(self) -> None:
         self.read_files()
-        self.first = self.latest
-        state = self.read_state()
+        before = self.first = self.code
+        state = self.read_state(before)
         while True:
-            tell = self.questions.get()
-            if self.has_changed():
-                state = self.read_state()
+            code, tell = self.questions.get()
+            if code and code != before:  # there is none before the first look
+                before, state = code, self.read_state(code)
             tell(state)
             state = CodeState(state.git, state.changed)  # the rest is kept and said once
-
-    def has_changed(self) -> bool:
-        """Whether anything has since the last look; what stands isn't read again."""
-        if stamps_of(self.stamps) == self.stamps:
-            return False
-        before = self.latest
-        self.read_files()
-        return self.latest != before
 
     def read_files(self) -> None:
         """Read the *.py of the repository that holds the working directory, or else those beside the script."""
@@ -4045,14 +4046,14 @@ class CodeWatch(threading.Thread):
             folders.append(folder)
             files += [os.path.join(folder, name) for name in fnmatch.filter(names, "*.py")]
         self.stamps = stamps_of([*files, *folders])
-        self.latest = {path: file_sha256(path) for path in files}
+        self.code = {path: file_sha256(path) for path in files}
 
-    def read_state(self) -> CodeState:
+    def read_state(self, code: Code) -> CodeState:
         try:
             state = self.ask_git()
         except (OSError, subprocess.SubprocessError):
             state = CodeState()
-        changed = {path for path, _ in self.first.items() ^ self.latest.items()} - self.frozen
+        changed = {path for path, _ in self.first.items() ^ code.items()} - self.frozen
         counting = changed & (self.known or changed)
         state.changed = sorted(os.path.relpath(path, self.place) for path in counting)
         return state
@@ -4462,7 +4463,7 @@ class Batch:
         """Have it noted which code runs: with the batch in the summary's head, with an attempt in its metadata."""
         self.unanswered += 1
         on_code = functools.partial(self.on_code, folder, record, result)
-        self.watch.questions.put(lambda state: self.events.put(lambda: on_code(state)))
+        self.watch.ask(lambda state: self.events.put(lambda: on_code(state)))
 
     def on_code(self, folder: str, record: dict[str, Any], result: Optional[Result], state: CodeState) -> None:
         self.unanswered -= 1
