@@ -3712,7 +3712,10 @@ PAGE_BYTES = 64 << 20  # of each log, read for the page at a time while the batc
 PATCH_BYTES = 10 << 20
 GIT_PATIENCE = 60.0  # seconds for one call of git
 SLOW_GIT = 30.0  # seconds that the end waits for its last answer
-MAX_WATCHED = 20_000  # files
+MAX_FOLDERS = 10_000  # of a repository, that are watched
+LONGEST_SLEEP = 3600.0  # seconds; a queue knows no infinite timeout
+# What each metadata takes over from the summary.
+IN_BOTH = "train_script options global_overrides python_executable python_version hostname working_directory".split()
 
 
 # ---- the page of a batch, from its results and logs
@@ -3933,17 +3936,14 @@ class Recorder:
     def save_json(self, path: str, value: dict[str, Any], sync: bool = True) -> None:
         self.save(path, lambda: write_json(path, value, sync))
 
-    def changed(self, result: Result, is_progress: bool = False) -> None:
+    def changed(self, result: Result, delay: float = 0.0) -> None:
         self.changed_names[result.config_name] = None
-        self.renew(time.monotonic() + PROGRESS if is_progress else 0.0)
+        self.renew(time.monotonic() + delay)
 
     def renew(self, wanted: float = 0.0) -> None:
         """Have summary and page written anew at this time, or as soon after it as their pace lets them."""
         for name, earliest in self.earliest.items():
             self.due[name] = min(self.due[name], max(earliest, wanted))
-
-    def next_due(self) -> float:
-        return min(self.due.values())
 
     def refresh(self, results: Mapping[str, Result], now: float) -> None:
         for name, due in self.due.items():
@@ -3986,12 +3986,15 @@ class Recorder:
 
 # ---- the code that runs
 
+Code = dict[str, Optional[str]]  # path -> digest
+
 
 @dataclass
 class CodeState:
-    """What git tells of the code."""
+    """The code as it stands."""
 
-    git: Optional[dict[str, Any]]  # for the summary and the metadata
+    git: Optional[dict[str, Any]] = None  # what git tells of it, for the summary and the metadata
+    changed: list[str] = field(default_factory=list)  # files that are not as when the batch began
     patch: bytes = b""  # how it differs from its commit
     note: str = ""
 
@@ -4000,54 +4003,70 @@ class CodeWatch(threading.Thread):
     """Knows the code as it was when the batch began, and what has changed since. git may be slow: it is asked in a
     thread of its own, and only where something has changed."""
 
-    def __init__(self, script: str, frozen: Iterable[str], tell: Callable[[int, CodeState], None]) -> None:
+    def __init__(self, place: str, script: str, frozen: Iterable[str]) -> None:
+        """`place` is the working directory."""
         super().__init__(name="git", daemon=True)
-        self.tell = tell  # is called in the thread, with the number of the question
-        self.frozen = set(map(os.path.abspath, frozen))  # configs that run from their copies: no code of this batch
-        self.root = repository_root()
-        self.script_folder = os.path.dirname(os.path.abspath(script))
+        self.place = place
+        self.root = repository_root(place)
+        self.script_folder = os.path.dirname(os.path.normpath(os.path.join(place, script)))
+        self.frozen = {os.path.normpath(os.path.join(place, path)) for path in frozen}  # these run from their copies
         self.stamps: dict[str, tuple[int, int]] = {}  # what tells a change of the files, and of their directories
-        self.latest: dict[str, Optional[str]] = {}  # path -> digest; empty until the files have been read
-        self.first = self.latest
+        self.code: Code = {}  # as it was when it was read last
+        self.first: Code = {}  # when the batch began
         self.known: set[str] = set()  # the files that git tracks or would track
-        self.questions: queue.SimpleQueue[int] = queue.SimpleQueue()
-        self.asked = 0
+        self.questions: queue.SimpleQueue[tuple[Code, Callable[[CodeState], None]]] = queue.SimpleQueue()
 
-    def ask(self) -> None:
-        """Have git asked in the background."""
-        self.asked += 1
-        self.questions.put(self.asked)
+    def ask(self, tell: Callable[[CodeState], None]) -> None:
+        """Have this called, in the thread of the watch, with the code as it stands now; answers come in order. What
+        stands since the last look isn't read again."""
+        if self.code and stamps_of(self.stamps) != self.stamps:
+            self.read_files()
+        self.questions.put((self.code, tell))
 
     def run(self) -> None:
         self.read_files()
-        self.first = self.latest
+        before = self.first = self.code
+        state = self.read_state(before)
         while True:
-            question = self.questions.get()
-            try:
-                state = self.read_state()
-            except (OSError, subprocess.SubprocessError):
-                state = CodeState(None)
-            self.tell(question, state)
+            code, tell = self.questions.get()
+            if code and code != before:  # there is none before the first look
+                before, state = code, self.read_state(code)
+            tell(state)
+            state = CodeState(state.git, state.changed)  # the rest is kept and said once
 
-    def git(self, *words: str) -> bytes:
-        """What a git command prints; raises OSError or SubprocessError where it can't say."""
-        command = ["git", "--no-optional-locks", "-C", self.root, *words]
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_PATIENCE)
-        if done.returncode != 1:  # which tells of a difference
-            done.check_returncode()
-        return done.stdout
+    def read_files(self) -> None:
+        """Read the *.py of the repository that holds the working directory, or else those beside the script."""
+        files: list[str] = []
+        folders: list[str] = []
+        most = MAX_FOLDERS if self.root else 1
+        for folder, inner, names in itertools.islice(os.walk(self.root or self.script_folder), most):
+            inner[:] = [name for name in inner if is_source_folder(os.path.join(folder, name))]
+            folders.append(folder)
+            files += [os.path.join(folder, name) for name in fnmatch.filter(names, "*.py")]
+        self.stamps = stamps_of([*files, *folders])
+        self.code = {path: file_sha256(path) for path in files}
 
-    def read_state(self) -> CodeState:
-        """The commit that is checked out, its branch, and what differs from it: tracked files, and new *.py."""
+    def read_state(self, code: Code) -> CodeState:
+        try:
+            state = self.ask_git()
+        except (OSError, subprocess.SubprocessError):
+            state = CodeState()
+        changed = {path for path, _ in self.first.items() ^ code.items()} - self.frozen
+        counting = changed & (self.known or changed)
+        state.changed = sorted(os.path.relpath(path, self.place) for path in counting)
+        return state
+
+    def ask_git(self) -> CodeState:
+        """The commit that is checked out, its branch, and what differs from it: tracked files, and new *.py. Raises
+        OSError or SubprocessError where git can't say."""
         status = self.git("status", "--porcelain=v2", "--branch", "--untracked-files=no").decode(errors="replace")
-        heads = dict(re.findall(r"(?m)^# branch\.(\w+) (.*)$", status))
-        commit = None if heads.get("oid") == "(initial)" else heads.get("oid")
+        heads = dict(re.findall(r"(?m)^# branch\.(\w+) (?!\(initial\))(.*)$", status))
         is_dirty = re.search("(?m)^[^#]", status) is not None
-        state = CodeState({"commit": commit, "branch": heads.get("head"), "dirty": is_dirty})
+        state = CodeState({"commit": heads.get("oid"), "branch": heads.get("head"), "dirty": is_dirty})
         listed = self.git("ls-files", "-t", "--cached", "--others", "--exclude-standard", "-z", "--", "*.py")
         files = [os.fsdecode(line).split(" ", 1) for line in listed.split(b"\0")[:-1]]
         self.known = {os.path.join(self.root, name) for _, name in files}
-        if not commit:
+        if "oid" not in heads:
             return state
         state.patch = self.git("diff", "HEAD", "--binary")
         for tag, name in files:
@@ -4058,38 +4077,16 @@ class CodeWatch(threading.Thread):
             state.patch = b""
         return state
 
-    def read_files(self) -> None:
-        """Read the *.py of the repository that holds the working directory, or else those beside the script."""
-        files: list[str] = []
-        folders: list[str] = []
-        for folder, inner, names in os.walk(self.root or self.script_folder):
-            inner[:] = [name for name in inner if self.root and is_source_folder(os.path.join(folder, name))]
-            folders.append(folder)
-            files += [os.path.join(folder, name) for name in names if name.endswith(".py")]
-            if len(files) + len(folders) > MAX_WATCHED:
-                break
-        self.stamps = stamps_of([*files, *folders])
-        self.latest = {path: file_sha256(path) for path in files}
-
-    def look(self) -> bool:
-        """Whether anything has changed since the last look. No process is started, and nothing read that stands."""
-        before = self.latest
-        if not before or stamps_of(self.stamps) == self.stamps:
-            return False
-        self.read_files()
-        return self.latest != before
-
-    def changed(self, code: dict[str, Optional[str]]) -> list[str]:
-        """The files that were not as when the batch began; which ones count is known once git has answered."""
-        if not code:
-            return []
-        paths = {path for path, _ in self.first.items() ^ code.items()} - self.frozen
-        return sorted(os.path.relpath(path) for path in paths if not self.known or path in self.known)
+    def git(self, *words: str) -> bytes:
+        command = ["git", "--no-optional-locks", "-C", self.root, *words]
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=GIT_PATIENCE)
+        if done.returncode != 1:  # which tells of a difference
+            done.check_returncode()
+        return done.stdout
 
 
-def repository_root() -> str:
-    """The directory of the repository that holds the working directory; empty where there is none."""
-    place = os.getcwd()
+def repository_root(place: str) -> str:
+    """The directory of the repository that holds another one; empty where there is none."""
     while not os.path.exists(os.path.join(place, ".git")):
         if place == os.path.dirname(place):
             return ""
@@ -4116,6 +4113,20 @@ def stamps_of(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
 # ---- the loop
 
 
+@dataclass
+class Job:
+    """All that it takes to run a batch, or to show what would be run."""
+
+    options: Options
+    planner: Planner
+    slots: list[Slot]
+    notes: list[str]  # what is said first
+    folder: str = ""
+    plan: list[Experiment] = field(default_factory=list)
+    results: dict[str, Result] = field(default_factory=dict)  # so far
+    to_run: list[str] = field(default_factory=list)  # names
+
+
 @dataclass(eq=False)
 class Attempt:
     """A training that runs, and what the batch knows of it."""
@@ -4131,6 +4142,10 @@ class Attempt:
     stopped_as: Status = Status.TIMEOUT  # unless the batch has ended it for another reason
     process: Process = field(init=False)  # from its start on
     tees: list[Tee] = field(init=False)
+
+    def own_files(self) -> dict[str, bytes]:
+        """What stands beside its logs from its start on."""
+        return {METADATA: json_bytes(self.metadata), **self.config_used}
 
 
 def shortage_in(error: Exception) -> str:
@@ -4165,8 +4180,7 @@ def judge(result: Result, stop: Optional[tuple[Status, str]], stderr: str, is_st
     """Tell from its return code, from its stderr, and from as what and why it was stopped, how an attempt ended.
 
     Returns warnings; a strict trainer is one that prints steps."""
-    cautions: list[str] = []
-    ended = ""
+    ended, cautions = "", []
     if result.return_code is not None:
         result.signal, ended = end_in_words(result.return_code)
     result.status, result.error = stop or (Status.FAILED, ended)
@@ -4195,17 +4209,17 @@ def doubt(result: Result, is_strict: bool) -> list[str]:
     """An exit code of 0 is no success where the loss says otherwise, and not all of the truth where steps lack."""
     metrics = result.metrics
     advice = "the loss is not finite: try a smaller --learning_rate"
-    losses = (metrics.train_loss, metrics.val_loss)
-    bad = [loss for loss in losses if loss is not None and not math.isfinite(loss)]
+    loss = sum(filter(None, (metrics.train_loss, metrics.val_loss)))  # nan or inf where one of them is
     if metrics.diverged_since is not None:
         result.status, result.diverged, result.hint = Status.FAILED, True, advice
-        result.error = f"exit code 0, but the loss is {next(iter(bad), math.nan)} since step {metrics.diverged_since}"
+        result.error = f"exit code 0, but the loss is {loss} since step {metrics.diverged_since}"
         return []
-    if bad:
+    if not math.isfinite(loss):
         return [advice]
     if metrics.first_step is None:
         return ["printed no step"] if is_strict else []
-    is_early = or_else(metrics.step, 0) + or_else(metrics.largest_gap, 0) < or_else(result.max_iters, 0)
+    reached = or_else(metrics.step, 0) + or_else(metrics.largest_gap, 0)
+    is_early = reached < or_else(result.max_iters, 0)
     return [f"ended at step {metrics.step} of {result.max_iters}"] if is_early else []
 
 
@@ -4218,16 +4232,12 @@ def end_in_line(result: Result) -> str:
     return "; ".join([*parts, *filter(None, [result.error, result.hint and f"hint: {result.hint}"])])
 
 
-def table_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
-    """The table at the end of a batch."""
-    counts = show_counts(count_statuses(results))
-    return [*result_lines(results, width), counts]
-
-
-def mark_attempt(log: Log, text: str) -> None:
-    """A line of the runner's own in combined.log, so that attempts can be told apart."""
-    start = b"" if read_tail(log.path, 1) in (b"", b"\n") else b"\n"
-    log.write([start, stamp("RUNNER"), text.encode(), b"\n"])
+def discard(log: Log) -> None:
+    """A log of a training that there is not: gone where nothing is in it."""
+    with contextlib.suppress(OSError):
+        if not os.path.getsize(log.path):
+            os.unlink(log.path)
+    log.close()
 
 
 def bytes_of(path: str) -> bytes:
@@ -4239,12 +4249,13 @@ def bytes_of(path: str) -> bytes:
 
 def set_checkpoint_aside(checkpoint: str) -> str:
     """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
-    copies = older_copies(checkpoint)
     remove_tree(copy_path(checkpoint))  # it can't be read, either
     os.rename(checkpoint, checkpoint + ASIDE)
-    if copies:
-        os.rename(copies[-1], checkpoint)
-    return f"{os.path.basename(checkpoint)}{ASIDE}{'; its kept copy is used' if copies else ''}"
+    done = os.path.basename(checkpoint) + ASIDE
+    for copy in older_copies(checkpoint)[-1:]:
+        os.rename(copy, checkpoint)
+        done += "; its kept copy is used"
+    return done
 
 
 def program() -> list[str]:
@@ -4258,60 +4269,47 @@ def program() -> list[str]:
     return [short if is_found and is_lasting else sys.executable, sys.argv[0]]
 
 
+def stop_rules(options: Options) -> StopRules:
+    launcher = shlex.split(options.launcher or options.command)
+    if options.command and os.path.basename(launcher[0]).startswith("python"):
+        launcher = []
+    rules = StopRules(options.stop_signal, options.grace, tuple(launcher), checkpoints=options.checkpoints)
+    return replace(rules, timeout=options.timeout, stall=options.stall)
+
+
 class Batch:
     """The one loop: it owns all state, takes events from one queue, and decides."""
 
-    def __init__(
-        self,
-        options: Options,
-        planner: Planner,
-        plan: Sequence[Experiment],
-        results: dict[str, Result],
-        recorder: Recorder,
-        to_run: Iterable[str],
-        slots: Sequence[Slot],
-    ) -> None:
-        self.options, self.planner, self.results, self.recorder = options, planner, results, recorder
+    def __init__(self, job: Job, recorder: Recorder) -> None:
+        self.options, self.planner, self.results, self.recorder = job.options, job.planner, job.results, recorder
         self.folder, self.console, self.say = recorder.folder, recorder.console, recorder.say
-        self.place = os.path.abspath(self.folder)
-        self.plan = {each.name: each for each in plan}
+        working_directory = recorder.head["working_directory"]
+        self.place = os.path.normpath(os.path.join(working_directory, self.folder))
+        self.plan = {each.name: each for each in job.plan}
         self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
-        self.waiting = deque(self.plan[name] for name in to_run)
-        self.free, self.slots = list(slots), len(slots)
+        self.waiting = deque(self.plan[name] for name in job.to_run)
+        self.free, self.slots = list(job.slots), len(job.slots)
         self.preparing = 0  # attempts whose directory is made ready to be used again
         self.running: list[Attempt] = []
         self.retries: Counter[str] = Counter()
         self.failed: set[str] = set()  # in this run
         self.set_aside: dict[str, str] = {}  # experiment -> its newest checkpoint, which could not be read
-        self.stopped_by: Optional[int] = None
-        self.signalled = (0, -math.inf)  # the latest signal, and when it came
+        self.stopped_by = 0  # the signal that has stopped it
+        self.echo_until: defaultdict[int, float] = defaultdict(float)  # signal -> until when another one is its echo
         self.obstacle = ""  # why nothing more is launched
         self.pause = 0.0  # seconds between two tries, while there is no room for a launch
         self.retry_at = 0.0  # when it is tried next
         self.ran_at = 0.0  # when something could run last, or the shortage began
         self.largest_checkpoint = 0  # bytes
         self.draw_due = 0.0 if self.console.live else math.inf
-        copied = [each.config for each in plan if each.launched_config != each.config]
-        self.watch = CodeWatch(
-            options.train_script, copied, lambda *answer: self.events.put(lambda: self.on_code(*answer))
-        )
-        self.answers = {0: CodeState(None)}  # what git has said, by the numbers of the questions
-        self.unanswered: defaultdict[int, list[Callable[[CodeState], None]]] = defaultdict(list)  # who waits for it
-        self.script_lines = lines_like_metrics(bytes_of(options.train_script))
-        self.patterns = compile_metrics(options.metrics)
+        copied = [each.config for each in job.plan if each.launched_config != each.config]
+        self.watch = CodeWatch(working_directory, job.options.train_script, copied)
+        self.unanswered = 0  # questions to it
+        self.script_lines = lines_like_metrics(bytes_of(job.options.train_script))
+        self.patterns = compile_metrics(job.options.metrics)
         self.share: dict[str, str] = {}  # of the cores, as variables for each training
         self.guardian: Optional[Guardian] = None
-        launcher = shlex.split(options.launcher or options.command)
-        if options.command and os.path.basename(launcher[0]).startswith("python"):
-            launcher = []
-        self.rules = StopRules(
-            options.stop_signal,
-            options.grace,
-            tuple(launcher),
-            checkpoints=options.checkpoints,
-            timeout=options.timeout,
-            stall=options.stall,
-        )
+        self.rules = stop_rules(job.options)
         recorder.on_write_error = lambda path, error: self.events.put(lambda: self.on_write_error(path, error))
 
     def run(self) -> int:
@@ -4332,11 +4330,11 @@ class Batch:
                 self.refresh_views()
             return self.end()
         finally:  # whatever this program's own mistake is, no training outlives it
-            if self.guardian and not self.running:
-                self.guardian.say_goodbye()  # else it ends them, once this process is gone
-            elif not self.guardian:
+            if not self.guardian:
                 for attempt in self.running:
                     attempt.process.group.kill()
+            elif not self.running:
+                self.guardian.say_goodbye()  # else it ends them, once this process is gone
 
     def share_cores(self) -> None:
         """Trainings that run side by side and each take all cores are slower than one after another."""
@@ -4363,7 +4361,7 @@ class Batch:
             self.console.start()
         except (OSError, RuntimeError) as error:
             raise UsageError(f"no room for the runner's own pipe and threads: {error}") from None
-        self.watch.ask()
+        self.look_at_code(self.folder, self.recorder.head)
 
     def catch_signals(self) -> None:
         """Have signals come as events, through a pipe that Python's own C handler writes and a thread reads.
@@ -4375,39 +4373,45 @@ class Batch:
         signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
         ignored = {number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN}
         suspend = {signal.SIGTSTP} if self.console.live else set()
-        kept = ignored & {signal.SIGHUP}  # nohup's wish is kept, for the trainings too
+        events: dict[int, Callable[[], None]] = {signal.SIGCHLD: self.on_child, signal.SIGTSTP: self.on_suspend}
+        for number in {*STOP_SIGNALS} - ignored:
+            events[number] = functools.partial(self.on_stop_signal, number)
 
         def pass_on() -> None:
             while True:
                 number = os.read(source, 1)[0]
-                if number not in ignored:
-                    self.events.put(functools.partial(self.on_signal, number))
+                if number in events:
+                    self.events.put(events[number])
 
         threading.Thread(target=pass_on, name="signals", daemon=True).start()
-        for each in {*STOP_SIGNALS, signal.SIGCHLD, *suspend} - kept:
+        kept = ignored & {signal.SIGHUP}  # nohup's wish is kept, for the trainings too
+        for number in {*STOP_SIGNALS, signal.SIGCHLD, *suspend} - kept:
             # Else a training would inherit that the signal is ignored, and not hear the runner's.
-            signal.signal(each, lambda *_: None)
+            signal.signal(number, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
-    def on_signal(self, number: int) -> None:
-        now, before = time.monotonic(), self.signalled
-        if number == signal.SIGCHLD:
-            self.on_child()
-        elif number == signal.SIGTSTP:
-            self.on_suspend()
-        else:
-            self.signalled = (number, now)
-            if before[0] != number or now >= before[1] + ECHO:
-                self.stop(number, now)
+    def on_stop_signal(self, number: int) -> None:
+        now = time.monotonic()
+        is_echo = now < self.echo_until[number]
+        self.echo_until[number] = now + ECHO
+        if not is_echo:
+            self.stop(number, now)
 
     def on_child(self) -> None:
         """A child has ended: a training's leader, which its Process sees, the guardian, or an orphan of pid 1's."""
         if self.guardian and self.guardian.has_died():
             self.say("the guardian was killed: if the runner is killed too, its trainings live on")
             self.guardian = None
+        if os.getpid() == 1:
+            self.reap_orphans()
+
+    def reap_orphans(self) -> None:
+        """As pid 1 of a container the runner inherits what trainings leave behind. Leaders are waited for elsewhere,
+        as is git, which is in the runner's own group."""
         own = {attempt.process.group.leader for attempt in self.running}
-        for each in processes() if os.getpid() == 1 else ():
-            if each.parent == 1 and each.state == "Z" and each.pid not in own:
+        for each in processes():
+            is_orphan = each.parent == 1 and each.group != os.getpgrp() and each.pid not in own
+            if is_orphan and each.state == "Z":
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(each.pid, os.WNOHANG)
 
@@ -4420,7 +4424,7 @@ class Batch:
 
     def stop(self, number: int, now: float) -> None:
         """A signal asks all that runs to end, a second one ends it at once."""
-        if self.stopped_by is not None:
+        if self.stopped_by:
             for attempt in self.running:
                 attempt.process.hurry(now)
             return
@@ -4430,17 +4434,14 @@ class Batch:
         self.say(f"{signal_name(number)}: {self.what_follows()}")
 
     def what_follows(self) -> str:
-        """What a stop has done, and what happens next."""
-        first = [(*each.process.ending.sent, 0)[0] for each in self.running if each.process.ending]
-        asked = Counter(signal_name(number)[3:] for number in first if number)
-        told = [f"{name} sent to {count_of(number, 'training')}" for name, number in asked.items()]
-        if 0 in first:
-            told.append(f"{count_of(first.count(0), 'training')} asked once no checkpoint is being written")
-        if not told:
+        """What a stop has done, and what happens next. That a signal waits for a checkpoint, its Process says."""
+        if not self.running:
             return "stopping"
-        again = "Ctrl+C again" if self.stopped_by == signal.SIGINT else "once more"
-        what = f"stopping {len(self.running)} running: {', '.join(told)}"
-        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); {again} to kill now"
+        endings = filter(None, [attempt.process.ending for attempt in self.running])
+        sent = Counter(itertools.chain.from_iterable(ending.sent for ending in endings))
+        told = [f"{signal_name(number)[3:]} sent to {count_of(times, 'training')}" for number, times in sent.items()]
+        what = "; ".join([f"stopping {len(self.running)} running", *told])
+        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); a second signal kills at once"
 
     def stop_attempt(self, attempt: Attempt, status: Status, reason: str) -> None:
         if attempt.process.ending is None:
@@ -4457,35 +4458,31 @@ class Batch:
         if number == errno.EROFS:
             self.stop_launching(f"can't write {path}: {why}")
 
-    def on_code(self, question: int, state: CodeState) -> None:
-        """git has answered: keep what it says with the batch, or with the attempts that have waited for it."""
-        self.answers[question] = CodeState(state.git)  # the patch is kept once
+    def look_at_code(self, folder: str, record: dict[str, Any], result: Optional[Result] = None) -> None:
+        """Have it noted which code runs: with the batch in the summary's head, with an attempt in its metadata."""
+        self.unanswered += 1
+        on_code = functools.partial(self.on_code, folder, record, result)
+        self.watch.ask(lambda state: self.events.put(lambda: on_code(state)))
+
+    def on_code(self, folder: str, record: dict[str, Any], result: Optional[Result], state: CodeState) -> None:
+        self.unanswered -= 1
+        record["git"] = state.git
+        self.recorder.renew()
         if state.note:
             self.say(state.note)
-        if question == 1:
-            self.recorder.head["git"] = state.git
-            self.recorder.renew()
-            self.save_files(self.folder, {PATCH: state.patch} if state.patch else {})
-            state = self.answers[1]
-        for tell in self.unanswered.pop(question, ()):
-            tell(state)
+        if state.patch:
+            self.save_files(folder, {PATCH: state.patch})
+        if result and self.results[result.config_name] is result:  # else the directory is a later attempt's by now
+            self.note_code(result, record, state.changed)
 
-    def note_code(
-        self, result: Result, metadata: dict[str, Any], changed: Callable[[], list[str]], state: CodeState
-    ) -> None:
-        """git has told which code an attempt runs, or ran: keep that, and warn where the batch began with another."""
-        folder = os.path.join(self.folder, result.config_name)
-        metadata["git"] = state.git
-        self.recorder.save_json(os.path.join(folder, METADATA), metadata)
-        self.save_files(folder, {PATCH: state.patch} if state.patch else {})
-        names: list[str] = []
-        with contextlib.suppress(OSError):  # the working directory has gone
-            names = changed()
-        if names:
-            self.warn(result, f"code has changed since the batch began: {', '.join(names[:5])}")
+    def note_code(self, result: Result, metadata: dict[str, Any], changed: Sequence[str]) -> None:
+        """Keep which code an attempt runs, or ran, and warn where the batch began with another."""
+        self.recorder.save_json(os.path.join(self.folder, result.config_name, METADATA), metadata)
+        if changed:
+            self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
             self.recorder.changed(result)
-        if names and result.status is not Status.RUNNING:
-            self.save_result(result)
+            if result.status is not Status.RUNNING:
+                self.save_result(result)
 
     def save_files(self, folder: str, files: Mapping[str, bytes]) -> None:
         for name, data in files.items():
@@ -4497,27 +4494,25 @@ class Batch:
 
     def warn(self, result: Result, text: str) -> None:
         result.warnings.append(text)
-        self.say(f"{result.config_name}: warning: {text}")
+        self.say(f"{result.config_name}: warning: {text}", even_if_quiet=True)
 
     # ---- the steps of the loop
 
     def wait(self) -> None:
         """Sleep until an event or the next deadline; then take the events that are there."""
         now = time.monotonic()
-        all_running = [attempt.process for attempt in self.running]
-        looks = [each.next_look() for each in all_running]
-        due = min([self.recorder.next_due(), self.draw_due, self.next_launch(), *looks])
-        counts_time = any(each.deadline < math.inf for each in all_running)
-        if counts_time:
-            due = min(due, now + TICK)
-        self.take_events(None if due == math.inf else max(0.0, due - now))
-        if counts_time:
-            self.note_suspension(max(due, now))
+        due = min(*self.recorder.due.values(), self.draw_due, self.next_launch(), now + LONGEST_SLEEP)
+        for attempt in self.running:
+            due = min(due, attempt.process.next_look())
+            if attempt.process.deadline < math.inf:
+                due = min(due, now + TICK)
+        self.take_events(max(0.0, due - now))
+        self.note_suspension(max(due, now))
 
-    def take_events(self, timeout: Optional[float]) -> None:
-        """Wait so long (None: as long as it takes) for an event, and take all that have come."""
+    def take_events(self, timeout: float) -> None:
+        """Wait so long for an event, and take all that have come."""
         with contextlib.suppress(queue.Empty):
-            event = self.events.get(timeout != 0.0, timeout)
+            event = self.events.get(timeout=timeout)
             while True:
                 event()
                 event = self.events.get_nowait()
@@ -4526,10 +4521,10 @@ class Batch:
         """The loop should have been awake by `expected`; where it was much later, all stood still (Ctrl+Z, a closed
         lid), and no deadline may count that time. The same for a training that was stopped by itself."""
         now = time.monotonic()
-        late = now - expected
-        for process in [attempt.process for attempt in self.running]:
-            if late > TICK / 2:
-                process.suspend(late, now)
+        for attempt in self.running:
+            process = attempt.process
+            if now - expected > TICK / 2:
+                process.suspend(now - expected, now)
             elif process.phase is Phase.RUNNING and now >= process.deadline - TICK and process.group.is_suspended():
                 process.suspend(TICK, now)
 
@@ -4553,22 +4548,21 @@ class Batch:
         for tee in attempt.tees:
             tee.announced = False  # before they are taken: what comes after that is announced again
             news = attempt.readers[tee.stream].take()
-            if tee.stream == "stderr":
-                attempt.process.set_queued(attempt.readers[tee.stream].queued, time.monotonic())
             add_metrics(result.metrics, news.metrics)
             for line in news.evaluations:
                 self.say(f"{result.config_name}: {line.decode(errors='replace')}")
             if self.options.stop_on_nan and news.is_lost:
                 self.stop_attempt(attempt, Status.FAILED, "the loss is not finite (--stop_on_nan)")
                 result.diverged = attempt.stopped_as is Status.FAILED
+        attempt.process.set_queued(attempt.readers["stderr"].queued, time.monotonic())
         if had_no_step and result.metrics.first_step is not None:
-            self.check_config(self.plan[result.config_name], result)
-        self.recorder.changed(result, is_progress=True)
+            self.check_config(result)
+        self.recorder.changed(result, delay=PROGRESS)
 
-    def check_config(self, planned: Experiment, result: Result) -> None:
+    def check_config(self, result: Result) -> None:
         """At the first step: a trainer that reads the original config, not its copy, may have read an edited one."""
-        reads_original = planned.config and planned.launched_config in ("", planned.config)
-        if reads_original and bytes_of(planned.config) != self.source_of(planned):
+        planned = self.plan[result.config_name]
+        if planned.launched_config == planned.config and bytes_of(planned.config) != self.source_of(planned):
             self.warn(result, f"{planned.config} was edited since the batch began, and may have been read so")
 
     def source_of(self, planned: Experiment) -> bytes:
@@ -4582,8 +4576,8 @@ class Batch:
             return
         for attempt in self.running:
             if attempt.result.metrics.step is None:  # then the last line is what there is to show
-                lines = [reader.last_line() for reader in attempt.readers.values()]
-                attempt.result.last_line = next(filter(None, lines), "")
+                out, err = attempt.readers["stdout"], attempt.readers["stderr"]
+                attempt.result.last_line = out.last_line() or err.last_line()
         running = [attempt.result for attempt in self.running]
         self.console.draw(live_lines(running, list(self.results.values()), self.slots, terminal_size()))
         self.draw_due = now + DRAW
@@ -4632,8 +4626,8 @@ class Batch:
                     keep_copy(checkpoint)
             except Exception as error:
                 problem = f"{planned.name}: no copy of its only checkpoint is kept: {error}"
-                self.events.put(lambda: self.say(problem))
-            self.events.put(lambda: self.on_prepared(planned, slot))
+                self.events.put(functools.partial(self.say, problem))
+            self.events.put(functools.partial(self.on_prepared, planned, slot))
 
         threading.Thread(target=work, name="prepare", daemon=True).start()
         self.recorder.scribe.put(settled.set)
@@ -4655,13 +4649,14 @@ class Batch:
     def wait_for_room(self, why: str) -> None:
         """A passing shortage burns no plan: it is tried again when a training ends, or after 1, 2, 4 ... 60 s."""
         now = time.monotonic()
-        if self.running or not self.pause:
-            self.ran_at = now
         if not self.pause:
             self.say(f"waiting: {why}; tried again until there is room")
-        elif now >= self.ran_at + SHORT:
+            self.ran_at = now
+        if self.running:
+            self.ran_at = now
+        if now >= self.ran_at + SHORT:
             self.stop_launching(f"{why}; nothing could run for {show_duration(SHORT)}")
-        self.pause = min(60.0, 2 * self.pause or 1.0)
+        self.pause = min(60.0, max(1.0, 2 * self.pause))
         self.retry_at = now + self.pause
 
     def stop_launching(self, why: str) -> None:
@@ -4677,23 +4672,19 @@ class Batch:
         def post(message: Message) -> None:
             self.events.put(lambda: message(attempt.process))  # a Tee has nothing to tell before it begins
 
-        launch = Launch(post)
         logs: dict[str, Log] = {}
-        try:
+        with contextlib.ExitStack() as taken:
+            launch = Launch(post)
+            taken.callback(launch.abandon)
             attempt = self.make_ready(experiment, result, slot)
             for name, file in LOGS.items():
                 logs[name] = Log(os.path.join(attempt.folder, file), users=2 if name == "combined" else 1)
+                taken.callback(discard, logs[name])
             attempt.stderr_start = os.fstat(logs["stderr"].descriptor).st_size
             mark = self.guardian.mark_next() if self.guardian else {}
             added = {"PYTHONUNBUFFERED": "1", **attempt.metadata["environment_set"], **mark}
             group = launch.start(attempt.metadata["command"], {**os.environ, **added})
-        except Exception:
-            launch.abandon()
-            for log in logs.values():
-                if not os.fstat(log.descriptor).st_size:
-                    os.unlink(log.path)
-                log.close()
-            raise
+            taken.pop_all()
         # From here on there is a training: nothing below may fail before it is known to the loop.
         if self.guardian:
             self.guardian.tell_started(group, attempt.folder)
@@ -4710,16 +4701,15 @@ class Batch:
         up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        if up.how is not How.CONTINUES and os.listdir(folder):
-            move_aside(folder, before.attempts)
         if up.how is How.CONTINUES:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
+        elif os.listdir(folder):
+            move_aside(folder, before.attempts)
         metadata = self.metadata(experiment, result, slot, up)
         config_used, planned = {}, self.source_of(experiment)
         if experiment.config:
             ending = os.path.splitext(experiment.config)[1]
-            source = bytes_of(experiment.launched_config or experiment.config) or planned
-            config_used[f"config_used{ending}"] = source
+            config_used[f"config_used{ending}"] = bytes_of(experiment.launched_config) or planned
         own_lines = self.script_lines | lines_like_metrics(planned)  # a trainer that prints them says nothing
         readers = {stream: LineReader(own_lines, self.patterns) for stream in ("stdout", "stderr")}
         return Attempt(result, slot, folder, up, metadata, config_used, readers)
@@ -4731,65 +4721,57 @@ class Batch:
         self.results[name] = result
         self.recorder.changed(result)
         with contextlib.suppress(OSError):  # what is missing is written in the end
-            for file, data in {METADATA: json_bytes(metadata), **attempt.config_used}.items():
+            for file, data in attempt.own_files().items():
                 write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
-        if up.how is How.CONTINUES:
-            mark_attempt(logs["combined"], f"attempt {result.attempts} {up.words}")
+        if up.how is How.CONTINUES:  # so that attempts can be told apart in combined.log
+            start = b"\n" if read_tail(logs["combined"].path, 1).strip(b"\n") else b""
+            mark = f"attempt {result.attempts} {up.words}\n".encode()
+            logs["combined"].write([start, stamp("RUNNER"), mark])
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream].read, follow)
-        self.look_at_code(result, metadata)
+        self.look_at_code(attempt.folder, metadata, result)
         begins = "started" if up.how is How.STARTS else up.words
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
-    def look_at_code(self, result: Result, metadata: dict[str, Any]) -> None:
-        if self.watch.look():
-            self.watch.ask()
-        question = self.watch.asked
-        changed = functools.partial(self.watch.changed, self.watch.latest)
-        tell = functools.partial(self.note_code, result, metadata, changed)
-        if question in self.answers:
-            tell(self.answers[question])
-        else:
-            self.unanswered[question].append(tell)
-
-    def environment(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, str]:
+    def environment(self, experiment: Experiment, result: Result, slot: Slot) -> dict[str, str]:
         """What a training gets in its environment, unless the user's has a value of its own."""
         wanted = dict(self.share)
         if True in (experiment.settings.get("wandb_log"), experiment.settings.get("wandb_enabled")):
-            # A batch is a group, and an attempt that continues goes on with the run of the one before.
-            batch, name = os.path.basename(self.place), experiment.name
-            kept = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
-            run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.how is How.CONTINUES else None
-            origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
-            run_id = str(run or sha256(origin.encode())[:16])
-            wanted.update(WANDB_RUN_GROUP=batch, WANDB_RUN_ID=run_id, WANDB_RESUME="allow")
+            wanted.update(self.wandb_variables(experiment.name, result))
         chosen = {key: value for key, value in wanted.items() if key not in os.environ}
-        return {**chosen, "CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else chosen
+        if slot.gpus:
+            chosen["CUDA_VISIBLE_DEVICES"] = slot.gpus
+        return chosen
+
+    def wandb_variables(self, name: str, result: Result) -> dict[str, str]:
+        """A batch is a group, and an attempt that continues goes on with the run of the one before: its metadata is
+        there yet, while that of one that is started over has been moved aside."""
+        batch = os.path.basename(self.place)
+        before = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
+        run = before.get("WANDB_RUN_ID") if isinstance(before, dict) else None
+        origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
+        run_id = str(run or sha256(origin.encode())[:16])
+        return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
     def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
         command = attempt_command(self.options, experiment, os.path.join(self.folder, experiment.name), slot, up)
-        environment = self.environment(experiment, result, slot, up)
+        environment = self.environment(experiment, result, slot)
         system = os.uname()
-        shared = ("train_script", "options", "python_executable", "python_version", "hostname")
         return {
-            **{key: self.recorder.head.get(key) for key in shared},
+            **{key: self.recorder.head.get(key) for key in IN_BOTH},
             "config_name": experiment.name,
             "config_path": experiment.config,
             "config_sha256": self.plan[experiment.name].config_sha256 or None,
             "command": command,
             "command_line": shell_line(command),
-            "global_overrides": self.recorder.head.get("global_overrides", {}),
             "overrides": result.overrides,
             "attempt": result.attempts,
             "attempt_history": result.attempt_history,
             "start_time": result.start_time,
-            "working_directory": os.getcwd(),
             "platform": f"{system.sysname} {system.release} {system.machine}",
-            "pid": None,
-            "pid_started": None,
-            "git": None,
+            "git": None,  # until it has answered
             "cuda_visible_devices": {**os.environ, **environment}.get("CUDA_VISIBLE_DEVICES"),
             "environment_set": environment,
         }
@@ -4839,7 +4821,7 @@ class Batch:
         for text in judge(result, self.stop_of(attempt), stderr, self.planner.script.strict):
             self.warn(result, text)
         found = checkpoints(folder, self.options.checkpoints)
-        result.final_checkpoint = found[0] if found else None
+        result.final_checkpoint = next(iter(found), None)
         for size, _ in looks_at(found[:1]).values():
             self.largest_checkpoint = max(self.largest_checkpoint, size)
 
@@ -4851,17 +4833,16 @@ class Batch:
         if process.ending and process.ending.sent:
             return attempt.stopped_as, process.reason
         died_of = signal_in(or_else(attempt.result.return_code, 0))
-        if self.stopped_by is not None and died_of in STOP_SIGNALS:  # it got the runner's signal, too
+        if self.stopped_by and died_of in STOP_SIGNALS:  # it got the runner's signal, too
             return Status.INTERRUPTED, f"stopped by {signal_name(self.stopped_by)}"
         return None
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        names = (METADATA, *attempt.config_used)
-        gone = [name for name in names if not os.path.exists(os.path.join(attempt.folder, name))]
+        kept = names_in(attempt.folder, ".*")
+        gone = {name: data for name, data in attempt.own_files().items() if name not in kept}
         if gone:
-            own = {METADATA: json_bytes(attempt.metadata), **attempt.config_used}
-            self.save_files(attempt.folder, {name: own[name] for name in gone})
+            self.save_files(attempt.folder, gone)
             self.warn(attempt.result, f"put back what the training removed: {', '.join(gone)}")
 
     def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
@@ -4887,13 +4868,12 @@ class Batch:
         return not self.obstacle
 
     def end_attempt(self, result: Result) -> None:
-        """The one place in which an attempt ends, whatever became of it: it is recorded, counted, said, and perhaps
-        taken up again."""
+        """The one place in which an attempt ends: it is recorded, counted, said, and perhaps taken up again."""
         folder = os.path.join(self.folder, result.config_name)
         result.end_time = now_iso()
         self.save_result(result)
         self.recorder.changed(result)
-        for line in [end_in_line(result), *(f"    {line}" for line in (result.traceback or "").splitlines())]:
+        for line in [end_in_line(result), *(result.traceback or "").splitlines()]:
             self.say(line)
         if result.status is Status.COMPLETED:
             for copy in names_in(folder, r"\.kept_.*"):
@@ -4917,30 +4897,27 @@ class Batch:
     def end(self) -> int:
         """Write and say how the batch ended; returns the exit code."""
         patience = time.monotonic() + SLOW_GIT
-        while self.unanswered and self.stopped_by is None and time.monotonic() < patience:
+        while self.unanswered and not self.stopped_by and time.monotonic() < patience:
             self.take_events(1.0)
-        for tell in itertools.chain(*self.unanswered.values()):
-            tell(CodeState(None))
         counts = count_statuses(self.results.values())
-        is_cut_short = self.stopped_by is not None or counts["pending"]
-        self.recorder.head.update(state="interrupted" if is_cut_short else "finished", end_time=now_iso())
+        is_finished = not self.stopped_by and not counts["pending"]
+        self.recorder.head.update(state="finished" if is_finished else "interrupted", end_time=now_iso())
         is_saved = self.recorder.finish(self.results)
-        is_all_well = is_saved and counts["completed"] == len(self.plan) and self.stopped_by is None
+        is_all_well = is_saved and is_finished and counts["completed"] == len(self.plan)
         self.say_end(is_all_well)
-        return int(not is_all_well) if self.stopped_by is None else 128 + self.stopped_by
+        return 128 + self.stopped_by if self.stopped_by else int(not is_all_well)
 
     def say_end(self, is_all_well: bool) -> None:
-        """The table, for the master log and the console, which is then settled; even a quiet one if not all is well."""
+        """The table, for the master log and the console, which is then settled."""
         self.console.draw([])
         results = [self.results[name] for name in self.plan]
-        again = [] if is_all_well else [f"continue with: {shell_line([*program(), '--resume', self.place])}"]
-        for line in [*table_lines(results), *again]:
+        below = [show_counts(count_statuses(results))]
+        if not is_all_well:
+            below.append(f"continue with: {shell_line([*program(), '--resume', self.place])}")
+        for line in [*result_lines(results), *below]:
             self.recorder.log(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}")
-        shown = table_lines(results, terminal_width())
-        if self.options.quiet and is_all_well:
-            shown = [f"{each.config_name}: warning: {text}" for each in results for text in each.warnings]
-        for line in [*shown, *again]:
-            self.console.line(line, even_if_quiet=True)
+        for line in [*result_lines(results, terminal_width()), *below]:
+            self.console.line(line, even_if_quiet=not is_all_well)
         self.console.line(os.path.join(self.folder, REPORT))
         self.recorder.scribe.flush()
         self.console.settle(STUCK)
@@ -5141,20 +5118,6 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
 # ---- what a batch is run with
 
 
-@dataclass
-class Job:
-    """All that it takes to run a batch, or to show what would be run."""
-
-    options: Options
-    planner: Planner
-    slots: list[Slot]
-    notes: list[str]  # what is said first
-    folder: str = ""
-    plan: list[Experiment] = field(default_factory=list)
-    results: dict[str, Result] = field(default_factory=dict)  # so far
-    to_run: list[str] = field(default_factory=list)  # names
-
-
 def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job:
     """Read the trainer, and refuse what can't work before anything starts."""
     check_template(options)
@@ -5171,6 +5134,10 @@ def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job
 
 
 def check(options: Options) -> None:
+    try:
+        os.getcwd()
+    except OSError:
+        raise UsageError("the working directory has been removed; cd to another one") from None
     swept = ",".join(options.sweep).split(",")
     for key in options.overrides.keys() & swept:
         raise UsageError(f"--{key}: not allowed with --sweep {key}")
@@ -5263,7 +5230,7 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
         write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
-    batch = Batch(job.options, job.planner, job.plan, job.results, recorder, job.to_run, job.slots)
+    batch = Batch(job, recorder)
     for note in job.notes:
         recorder.say(note)
     return batch.run()

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 from typing import Callable
 
-from tests.support import PATIENCE, RunnerCase
+from tests.support import PATIENCE, RUNNER, RunnerCase
 
 
 def limit(kind: int, most: int) -> Callable[[], None]:
@@ -69,6 +71,27 @@ class DirectoryTest(RunnerCase):
         self.assertEqual(err, "")
         self.assertTrue((self.dir / "trained").exists())
         self.assertRegex(out, "a: completed")
+
+    def test_a_working_directory_that_is_removed_is_said_at_the_start_and_disturbs_no_batch_that_runs(self) -> None:
+        place = self.dir / "removed"
+        place.mkdir()
+        configs = [
+            self.config("a", f"print('ready', flush=True)\nawait_file({str(self.dir / 'go')!r})"),
+            self.config("b"),
+        ]
+        args = ["--configs", *configs, "--train_script", self.dir / "train_run.py"]
+        args += ["--base_out_dir", self.dir / "experiments"]
+        runner = self.start(*args, cwd=place)
+        self.wait_for_line("a", b"ready\n")
+        place.rmdir()
+        self.go("go")
+        self.ended(runner, 0)
+        place.mkdir()
+        removing = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
+        command = [sys.executable, "-c", removing, str(RUNNER), *map(str, args)]
+        done = subprocess.run(command, cwd=place, capture_output=True, text=True)
+        told = "error: the working directory has been removed; cd to another one\n"
+        self.assertEqual((done.returncode, done.stderr), (2, told))
 
 
 class ConfigTest(RunnerCase):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import signal
@@ -126,6 +127,38 @@ before("replace rename", replace)
         self.said(runner, 0)
         self.assertNotIn("can't write", self.master_log())
         self.check_page()
+
+    def test_what_was_printed_before_the_runner_died_without_a_word_of_the_attempt_is_kept(self) -> None:
+        self.config("a", "print('said')")
+        self.forked("--configs", "a.py")
+        path = self.batch() / "experiment_summary.json"
+        summary = self.json(path)
+        summary["state"] = "running"
+        summary["results"]["a"].update(status="pending", attempts=0)
+        path.write_text(json.dumps(summary))
+        for name in ("experiment_metadata.json", "experiment_result.json", "config_used.py"):
+            (self.batch() / "a" / name).unlink()
+        self.forked("--resume")
+        self.assertEqual(self.log("a"), b"said\n")
+        self.assertEqual((self.batch() / "a" / "attempt_0" / "stdout.log").read_bytes(), b"said\n")
+
+    def test_why_a_training_can_not_be_started_is_told_though_what_it_leaves_can_not_be_cleared_away(self) -> None:
+        faults = """
+def unlink(path, *_, **__):
+    if "stdout.log" in path:
+        note("kept")
+        fail(errno.EIO)
+
+before("unlink", unlink)
+"""
+        launcher = self.dir / "launcher"
+        launcher.write_text('#!/bin/sh\nexec python3 "$@"\n')
+        launcher.chmod(0o755)
+        self.config("a", "import os; os.unlink('launcher')")
+        self.config("b")
+        self.ended(self.start_faulty(faults, "--configs", "a.py", "b.py", "--launcher", "./launcher"), 1)
+        self.assertTrue((self.dir / "kept").exists())
+        self.assertRegex(self.result("b")["error"], "FileNotFoundError.*launcher")
 
     def test_a_directory_in_the_place_of_latest_is_said_and_nothing_is_left_beside_it(self) -> None:
         self.config("a")

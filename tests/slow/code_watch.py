@@ -198,6 +198,23 @@ class RepositoryTest(CodeCase):
         self.assertEqual([self.metadata(name)["git"] for name in ("one", "two")], [head, head])
         self.assert_unchanged()
 
+    def test_a_late_answer_blames_no_training_from_before_an_edit_and_is_not_kept_as_that_of_a_retry(self) -> None:
+        self.config("configs/two", "raise SystemExit(1)")
+        self.commit()
+        self.fake_git()
+        self.go("slow")
+        runner = self.start("--configs", "configs/one.py", "configs/two.py", "--retries", 1, env=self.environment)
+        self.wait_for_line("one", b"ready\n")
+        wait_for((self.dir / "asked").exists, "a question to git")
+        (self.dir / "model.py").write_text("layers = 3\n")
+        self.go("go")
+        self.wait_for_event("two: starts over")
+        os.unlink(self.dir / "slow")
+        self.ended(runner, 1)
+        self.assertEqual(self.warnings(), {"one": [], "two": ["code has changed since the batch began: model.py"]})
+        self.assertEqual(self.metadata("two")["attempt"], 2)
+        self.assertEqual(self.master_log().count("two: warning: code has changed"), 1)
+
     def test_a_repository_without_any_commit_has_none_and_the_batch_runs(self) -> None:
         shutil.rmtree(self.dir / ".git")
         self.git("init", "-q", "-b", "trunk")
