@@ -98,6 +98,7 @@ class Status(str, enum.Enum):
 
 
 FAILURES = (Status.FAILED, Status.ERROR, Status.TIMEOUT)
+Loss = float  # in JSON a text where it is not finite
 PLURALS = {Status.ERROR: "errors", Status.TIMEOUT: "timeouts"}  # keys of the summary
 
 
@@ -169,9 +170,9 @@ class Metrics:
     """What a trainer's own lines have said so far."""
 
     step: Optional[int] = None
-    train_loss: Optional[float] = None
-    val_loss: Optional[float] = None
-    best_val_loss: Optional[float] = None
+    train_loss: Optional[Loss] = None
+    val_loss: Optional[Loss] = None
+    best_val_loss: Optional[Loss] = None
     best_step: Optional[int] = None
     first_step: Optional[int] = None  # of this attempt
     largest_gap: Optional[int] = None  # between two printed steps
@@ -909,11 +910,12 @@ def check_template(options: Options) -> None:
 # A metric is a line that tells a step and a loss. nanoGPT's own two forms are tried first; the general form takes the
 # names that public trainers give these two, in any order, wherever in the line they stand.
 
-CROWD = 1 << 12  # bytes of a block of which each loss is read; of a larger one only samples
-SAMPLE = 128  # bytes after its first loss, and before its last, that are read then
+CROWD = 1 << 12  # bytes from the first to the last loss of a block, of which each is read; of more only samples
+SAMPLE = 128  # bytes at both ends that are read then
 MAX_EVALUATIONS = 1000  # kept between two takes; a flood loses its oldest
 LAST_LINE = 1024  # bytes at the end of what came in which the last line is looked for
 LOSS_WORDS = (b"oss", b"trl:", b"tel:")  # one of these stands in each line that tells a loss; the last two are llm.c's
+LOSS_WORD = re.compile(b"|".join(LOSS_WORDS))
 EVALUATION_WORDS = (b"val", b"Val", b"est", b"tel:")  # and one of these, if it is an evaluation's
 
 # A number with a unit is no loss (`loss: 0.00ms`), nor is one that goes on as a word.
@@ -938,6 +940,7 @@ COLUMN = re.compile(rb"(?:^|\]:? | - )\s*\[?(\d{1,15})(?:\s*/\s*\d+\]|\s*\|)")  
 VALIDATION = rb"(?<![\w/.-])(?:val|valid|validation|eval|evaluation)(?![\w/.-])"
 EVALUATING = re.compile(rb"(?:(?!loss).)*?" + VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
 BAR = re.compile(rb"^(?!.*" + VALIDATION + rb").*\|\s*(\d{1,15})/\d+ \[\d")  # tqdm's `450/1000 [00:12<00:15`
+UNNAMED = {"step": COLUMN, "epoch": BAR}
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 SPECIAL = re.compile(rb"[#\"'`]")
 # A key of JSON, or of a printed dictionary, and its value where that is one word in quotes.
@@ -987,7 +990,7 @@ def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional
     told = told_as_asked(line, patterns) if patterns else told_in(line)
     train = number_in(float, told.get("train_loss", told.get("loss")))
     val = number_in(float, told.get("val_loss"))
-    if train is None and val is None:
+    if or_else(train, val) is None:
         return None
     # An epoch counts as the step where no other is told.
     step = number_in(int, told.get("step", told.get("epoch")))
@@ -1015,36 +1018,43 @@ def told_in_words(plain: bytes) -> Told:
         told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
     if "loss" in told and EVALUATING.match(plain):
         told.setdefault("val_loss", told.pop("loss"))
-    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
+    for kind, pattern in UNNAMED.items():
         found = None if "step" in told else pattern.search(plain)
         if found:
             told.setdefault(kind, found[1])
-    return told if "step" in told or "epoch" in told else {}
+    return told if told.keys() & {"step", "epoch"} else {}
 
 
-def lines_with(words: Sequence[bytes], data: bytes, start: int, end: int) -> list[bytes]:
-    """The lines that hold one of the words, in their order; `rfind` says twice as fast as `find` that there is none."""
-    if all(data.rfind(word, start, end) < 0 for word in words):
+def lines_with(words: Iterable[bytes], data: bytes) -> list[bytes]:
+    """The whole lines that hold one of the words, in their order."""
+    starts = set()
+    for word in words:
+        start = len(data)
+        while (place := data.rfind(word, 0, start)) >= 0:
+            start = data.rfind(b"\n", 0, place) + 1
+            starts.add(start)
+    return [data[start : data.find(b"\n", start)] for start in sorted(starts)]
+
+
+def loss_lines(data: bytes, most: float) -> list[bytes]:
+    """The lines that may tell a loss, or samples of them where they take more than so many bytes."""
+    # Most blocks tell none, which `rfind` says twice as fast as `find`; and of a colon it is known at once.
+    if data.rfind(b"oss") < 0 and (b":" not in data or max(data.rfind(b"trl:"), data.rfind(b"tel:")) < 0):
         return []
-    holds_one = re.compile(b"|".join(words)).search
-    return list(filter(holds_one, data[start:end].split(b"\n")))
+    return list(filter(LOSS_WORD.search, data.split(b"\n"))) if len(data) <= most else sampled_lines(data, most)
 
 
-def loss_lines(data: bytes, start: int, end: int, most: float) -> list[bytes]:
-    """The lines of a block that may tell a loss; where it has more than so many bytes, those at both ends and all that
-    may be evaluations, with b"" where others are left out."""
-    # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
-    last = data.rfind(b"oss", start, end)
-    if last < 0 and data.rfind(b"l:", start, end) < 0:
-        return []
-    head = data.find(b"\n", data.find(b"oss", start, end) + SAMPLE, end)
-    tail = data.rfind(b"\n", head, last - SAMPLE)
-    if end - start <= most or last < 0 or tail < 0:
-        return lines_with(LOSS_WORDS, data, start, end)
-    # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
-    wanted = EVALUATION_WORDS[:1] if ITERATION.match(data, tail + 1) else EVALUATION_WORDS
-    between = [b"", *lines_with(wanted, data, head, tail), b""]
-    return [*lines_with(LOSS_WORDS, data, start, head), *between, *lines_with(LOSS_WORDS, data, tail, end)]
+def sampled_lines(data: bytes, most: float) -> list[bytes]:
+    """From the first to the last loss the lines at both ends and all that may be evaluations, with b"" where others are
+    left out."""
+    first = next(LOSS_WORD.finditer(data)).start()
+    last = max(map(data.rfind, LOSS_WORDS))
+    lines = data[data.rfind(b"\n", 0, first) + 1 : data.find(b"\n", last) + 1]
+    head, tail = lines.find(b"\n", SAMPLE) + 1, lines.rfind(b"\n", 0, -SAMPLE) + 1
+    if len(lines) <= most or head >= tail:
+        return lines_with(LOSS_WORDS, lines)
+    between = [b"", *lines_with(EVALUATION_WORDS, lines[head:tail]), b""]
+    return [*lines_with(LOSS_WORDS, lines[:head]), *between, *lines_with(LOSS_WORDS, lines[tail:])]
 
 
 def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
@@ -1118,26 +1128,22 @@ class LineReader:
         self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
         self.train, self.val = Watch(), Watch()
 
-    def read(self, data: bytes, start: int = 0, end: Optional[int] = None) -> bool:
+    def read(self, data: bytes) -> bool:
         """Take in whole lines, ended by line feeds; True where there is news to take (a last line alone is none)."""
-        stop = or_else(end, len(data))
-        tail = data[max(start, stop - LAST_LINE) : stop].strip()
+        tail = data[-LAST_LINE:].strip()
         self.tail = tail or self.tail
         was_queued = self.queued
         if was_queued or QUEUED in tail:  # nothing comes behind that message until the wait ends
-            self.queued = data.rfind(ALLOCATED, start, stop) <= data.rfind(QUEUED, start, stop)
-        found = self.find(data, start, stop)
+            self.queued = data.rfind(ALLOCATED) <= data.rfind(QUEUED)
+        found = self.find(data)
         with self.lock:
             for said in found:
                 self.note(said)
         return bool(found) or self.queued != was_queued
 
-    def find(self, data: bytes, start: int, end: int, most: float = CROWD) -> list[Said]:
+    def find(self, data: bytes, most: float = CROWD) -> list[Said]:
         """What the lines say, in their order; of losses that crowd only samples."""
-        if self.patterns:
-            lines = list(filter(None, data[start:end].split(b"\n")))
-        else:
-            lines = loss_lines(data, start, end, most)
+        lines = list(filter(None, data.split(b"\n"))) if self.patterns else loss_lines(data, most)
         return list(filter(None, map(self.said_in, lines)))
 
     def said_in(self, line: bytes) -> Optional[Said]:
@@ -1263,6 +1269,13 @@ def hint_for(text: str) -> Optional[str]:
     return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
 
 
+def bytes_of(path: str) -> bytes:
+    """What a file holds; nothing where it can't be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read()
+    return b""
+
+
 def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
     """The end of a file, but nothing before the offset `start`; nothing where it can't be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -1305,9 +1318,8 @@ def looks_at(paths: Iterable[str]) -> dict[str, Look]:
     looks = {}
     for path in paths:
         with contextlib.suppress(OSError):
-            states = [os.stat(path)]
-            for place, _, names in os.walk(path):
-                states += [os.stat(os.path.join(place, each)) for each in names]
+            inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
+            states = list(map(os.stat, [path, *inside]))
             looks[path] = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
     return looks
 
@@ -1319,19 +1331,17 @@ SPANS = 300  # of steps, of which a curve keeps a point or two each: as many as 
 Point = tuple[int, float]  # the step and the loss
 
 
-def add_point(points: list[Point], step: Optional[int], loss: Optional[float], keeps_lowest: bool) -> None:
+def add_point(points: list[Point], step: Optional[int], loss: Optional[float]) -> None:
     if step is None or loss is None:
         return
     # A resumed run does these steps again, and what it says of them counts.
     while points and points[-1][0] >= step:
         points.pop()
     points.append((step, loss))
-    if len(points) > 4 * SPANS:
-        points[:] = thinned(points, keeps_lowest)
 
 
-def thinned(points: list[Point], keeps_lowest: bool) -> list[Point]:
-    """Of each of many equal spans of steps the first point, and perhaps the lowest."""
+def thinned(kind: str, points: list[Point]) -> list[Point]:
+    """Of each of many equal spans of steps the first point, and of evaluations the lowest."""
     if len(points) <= 2 * SPANS:
         return points
     width = (points[-1][0] - points[0][0] + 1) / SPANS
@@ -1339,7 +1349,7 @@ def thinned(points: list[Point], keeps_lowest: bool) -> list[Point]:
     for _, group in itertools.groupby(points, lambda point: point[0] // width):
         span = list(group)
         kept.add(span[0])
-        if keeps_lowest:
+        if kind == "val":
             kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
     return sorted(kept)
 
@@ -1353,8 +1363,7 @@ class Curve:
 
     def start_over(self, file: tuple[int, int]) -> None:
         self.file, self.offset = file, 0
-        self.val: list[Point] = []
-        self.train: list[Point] = []
+        self.points: dict[str, list[Point]] = {"val": [], "train": []}
 
     def update(self, path: str, limit: float = math.inf) -> None:
         """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
@@ -1377,18 +1386,20 @@ class Curve:
         if not size and len(data) == BLOCK:
             size = BLOCK  # of a line that is no metric
         most = math.inf if self.offset < EXACT else CROWD
-        for said in self.reader.find(lines, 0, size, most):
-            add_point(self.train, said.step, said.train, keeps_lowest=False)
-            add_point(self.val, said.step, said.val, keeps_lowest=True)
+        for said in self.reader.find(lines[:size], most):
+            add_point(self.points["train"], said.step, said.train)
+            add_point(self.points["val"], said.step, said.val)
+        for kind, points in self.points.items():
+            if len(points) > 4 * SPANS:
+                self.points[kind] = thinned(kind, points)
         self.offset += size
         return size
 
     def drawn(self) -> dict[str, list[list[Any]]]:
         """The [step, loss] that the page draws; losses that are not finite become texts, as JSON wants it."""
-        kinds = {"val": thinned(self.val, keeps_lowest=True), "train": thinned(self.train, keeps_lowest=False)}
         return {
-            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in points]
-            for kind, points in kinds.items()
+            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in thinned(kind, points)]
+            for kind, points in self.points.items()
         }
 
 
@@ -1451,15 +1462,17 @@ def json_bytes(value: dict[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def write_json(path: str, value: dict[str, Any], sync: bool = True) -> None:
-    write_file(path, json_bytes(value), sync)
+def read_float(text: str) -> Union[float, str]:
+    """A number of a JSON file; what no float holds stays a text, for JSON has no infinity."""
+    value = float(text)
+    return value if math.isfinite(value) else text
 
 
 def read_json(path: str) -> dict[str, Any]:
     """A JSON object from a file; raises ValueError where there is none."""
     try:
         with open(path, "rb") as file:
-            value = json.loads(file.read(), parse_constant=str)
+            value = json.loads(file.read(), parse_constant=str, parse_float=read_float)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(value, dict):
@@ -1490,7 +1503,7 @@ def in_words(value: Any) -> Any:
     return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-def read_int(value: int) -> int:
+def read_number(value: float) -> float:
     if abs(value) >= 1e15:
         raise ValueError("beyond reason")
     return value
@@ -1502,24 +1515,19 @@ def read_texts(values: list[Any]) -> list[str]:
     return values
 
 
-JSON_TYPES: dict[str, Any] = {  # of a record's fields, by the types that these have
-    "str": str,
-    "bool": bool,
-    "int": int,
-    "float": (int, float, str),
-    "list[str]": list,
-    "list[Any]": list,
-    "dict[str, str]": dict,
-    "dict[str, Any]": dict,
-    "Status": str,
-    "Metrics": dict,
-}
-READERS: dict[str, Callable[[Any], Any]] = {  # of those that have more to them
-    "int": read_int,
-    "float": float,
-    "list[str]": read_texts,
-    "Status": Status,
-    "Metrics": lambda value: from_json(Metrics, value),
+# By the types that a record's fields have: what stands for it in JSON, and how it is read.
+READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "str": (str, str),
+    "bool": (bool, bool),
+    "int": (int, read_number),
+    "float": ((int, float), read_number),
+    "Loss": ((int, float, str), float),
+    "list[str]": (list, read_texts),
+    "list[Any]": (list, list),
+    "dict[str, str]": (dict, dict),
+    "dict[str, Any]": (dict, dict),
+    "Status": (str, Status),
+    "Metrics": (dict, lambda value: from_json(Metrics, value)),
 }
 
 
@@ -1527,17 +1535,17 @@ READERS: dict[str, Callable[[Any], Any]] = {  # of those that have more to them
 def kinds_of(cls: Any) -> dict[str, str]:
     """The types of the fields of a record, by their names, where JSON has them."""
     kinds = {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
-    return {name: kind for name, kind in kinds.items() if kind in JSON_TYPES}
+    return {name: kind for name, kind in kinds.items() if kind in READERS}
 
 
 def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
     """A record from what was read from a file; a value of a wrong type stays at its default."""
     made = cls()
     for name, kind in kinds_of(cls).items():
-        value = data.get(name)
-        if isinstance(value, JSON_TYPES[kind]):
-            with contextlib.suppress(ValueError, OverflowError):
-                setattr(made, name, READERS[kind](value) if kind in READERS else value)
+        types, read = READERS[kind]
+        with contextlib.suppress(ValueError, OverflowError):
+            if isinstance(data.get(name), types):
+                setattr(made, name, read(data[name]))
     return made
 
 
@@ -1554,12 +1562,6 @@ def names_in(folder: str, pattern: str) -> list[str]:
     with contextlib.suppress(OSError):
         return [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
     return []
-
-
-def file_sha256(path: str) -> Optional[str]:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return sha256(file.read())
-    return None
 
 
 # ---- the batch's directory, and who holds it
@@ -1698,7 +1700,7 @@ def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes]
     digests = {path: sha256(data) for path, data in sources.items()}
     for each in plan:
         each.config_sha256 = digests.get(each.source, "")
-    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(plan_line, plan))})
+    write_file(os.path.join(folder, PLAN_JSON), json_bytes({**head, "experiments": list(map(plan_line, plan))}))
 
 
 def plan_line(planned: Experiment) -> dict[str, Any]:
@@ -1871,7 +1873,7 @@ def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[byt
     """What the ends of the logs say of how far a training is."""
     for stream in ("stderr", "stdout"):
         reader = LineReader(patterns=patterns)
-        reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
+        reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n") + b"\n")
         add_metrics(result.metrics, reader.take().metrics)
         result.last_line = reader.last_line() or result.last_line
     if result.metrics.step is not None:
@@ -3933,7 +3935,7 @@ class Recorder:
         self.scribe.put(job, path)
 
     def save_json(self, path: str, value: dict[str, Any], sync: bool = True) -> None:
-        self.save(path, lambda: write_json(path, value, sync))
+        self.save(path, lambda: write_file(path, json_bytes(value), sync))
 
     def changed(self, result: Result, is_progress: bool = False) -> None:
         self.changed_names[result.config_name] = None
@@ -4071,7 +4073,7 @@ class CodeWatch(threading.Thread):
             if len(files) + len(folders) > MAX_WATCHED:
                 break
         self.stamps = stamps_of([*files, *folders])
-        self.latest = {path: file_sha256(path) for path in files}
+        self.latest = {path: sha256(bytes_of(path)) for path in files}
 
     def look(self) -> bool:
         """Whether anything has changed since the last look. No process is started, and nothing read that stands."""
@@ -4230,13 +4232,6 @@ def mark_attempt(log: Log, text: str) -> None:
     """A line of the runner's own in combined.log, so that attempts can be told apart."""
     start = b"" if read_tail(log.path, 1) in (b"", b"\n") else b"\n"
     log.write([start, stamp("RUNNER"), text.encode(), b"\n"])
-
-
-def bytes_of(path: str) -> bytes:
-    """What a file holds; nothing where it can't be read."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read()
-    return b""
 
 
 def set_checkpoint_aside(checkpoint: str) -> str:
@@ -5270,7 +5265,7 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     try:
         freeze(job.folder, job.plan, settle(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
-        write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
+        write_file(os.path.join(job.folder, SUMMARY), json_bytes(recorder.summary(job.results)))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
     batch = Batch(job.options, job.planner, job.plan, job.results, recorder, job.to_run, job.slots)
