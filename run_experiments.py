@@ -853,11 +853,12 @@ def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]
     return {**names, "config": experiment.launched_config or experiment.config}
 
 
-def build_command(
-    options: Options, experiment: Experiment, folder: str, slot: Slot, continuing: Sequence[str] = ()
-) -> list[str]:
-    """The command of an attempt; one that continues gets `continuing` besides, which wins as the last."""
-    names, arguments = names_for(experiment, folder, slot), experiment.arguments
+def build_command(options: Options, experiment: Experiment, folder: str, slot: Slot, checkpoint: str = "") -> list[str]:
+    """The command of an attempt; one that continues from a checkpoint gets words besides, which win as the last."""
+    names, arguments, continuing = names_for(experiment, folder, slot), experiment.arguments, []
+    if checkpoint:
+        template = "--init_from=resume" if options.continue_with is None else options.continue_with
+        continuing = template_words("--continue_with", template, {**names, "checkpoint": checkpoint})
     if options.command:
         lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
         return [*template_words("--command", options.command, names, lists), *continuing]
@@ -866,21 +867,15 @@ def build_command(
     return [*command, *arguments, *continuing, *options.trainer_args]
 
 
-def continuing_words(
-    options: Options, experiment: Experiment, folder: str, slot: Slot, checkpoint: str
-) -> Optional[list[str]]:
-    """What an attempt that continues from a checkpoint gets besides; None where the trainer can't continue."""
-    if options.continue_with is not None:
-        names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
-        return template_words("--continue_with", options.continue_with, names)
-    can_resume = not options.command and "init_from" in experiment.settings
-    return ["--init_from=resume"] if can_resume else None
+def can_continue(options: Options, experiment: Experiment) -> bool:
+    has_init_from = not options.command and "init_from" in experiment.settings
+    return has_init_from or options.continue_with is not None
 
 
 def check_template(options: Options) -> None:
     """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something."""
     nothing, slot = Experiment("", "", {}), Slot(0)
-    continuing_words(options, nothing, "", slot, "")
+    build_command(options, nothing, "", slot, "a checkpoint")
     if not build_command(options, nothing, "", slot):
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
@@ -1883,37 +1878,26 @@ def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[byt
 # ---- attempts
 
 
-class How(enum.Enum):
-    """How an attempt begins."""
-
-    STARTS = enum.auto()
-    CONTINUES = enum.auto()
-    STARTS_OVER = enum.auto()
-
-
 @dataclass(frozen=True)
 class TakeUp:
-    """How the next attempt of an experiment begins, also in words with the reason."""
+    """How the next attempt of an experiment begins, in words with the reason."""
 
-    how: How
     words: str
-    checkpoint: str = ""  # from which it continues
+    checkpoint: str = ""  # from which it continues; empty where it starts, or starts over
 
 
 def take_up(experiment: Experiment, folder: str, attempts: int, options: Options) -> TakeUp:
     """How an experiment that has had so many attempts begins its next one."""
     if not attempts:
-        return TakeUp(How.STARTS, "starts: first attempt")
-    found = checkpoints(folder, options.checkpoints)
+        return TakeUp("starts: first attempt")
     if experiment.overrides.get("init_from") == "scratch":
-        why = "--init_from=scratch"
-    elif continuing_words(options, experiment, folder, Slot(0), "") is None:
+        return TakeUp("starts over: --init_from=scratch")
+    if not can_continue(options, experiment):
         why = "no --continue_with" if options.command else "the trainer has no setting init_from"
-    elif not found:
-        why = "no checkpoint"
-    else:
-        return TakeUp(How.CONTINUES, f"continues from {os.path.relpath(found[0], folder)}", found[0])
-    return TakeUp(How.STARTS_OVER, f"starts over: {why}")
+        return TakeUp(f"starts over: {why}")
+    for newest in checkpoints(folder, options.checkpoints)[:1]:
+        return TakeUp(f"continues from {os.path.relpath(newest, folder)}", newest)
+    return TakeUp("starts over: no checkpoint")
 
 
 def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
@@ -1923,13 +1907,6 @@ def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slo
     overrides = {**planned.overrides, "device": slot.device}
     made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
     return replace(made, launched_config=planned.launched_config)
-
-
-def attempt_command(options: Options, planned: Experiment, folder: str, slot: Slot, up: TakeUp) -> list[str]:
-    continuing = []
-    if up.how is How.CONTINUES:
-        continuing = continuing_words(options, planned, folder, slot, up.checkpoint) or []
-    return build_command(options, planned, folder, slot, continuing)
 
 
 def move_aside(folder: str, attempt: int) -> None:
@@ -4706,9 +4683,9 @@ class Batch:
         up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        if up.how is not How.CONTINUES and os.listdir(folder):
+        if not up.checkpoint and os.listdir(folder):
             move_aside(folder, before.attempts)
-        if up.how is How.CONTINUES:
+        if up.checkpoint:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
         metadata = self.metadata(experiment, result, slot, up)
         config_used, planned = {}, self.source_of(experiment)
@@ -4729,14 +4706,14 @@ class Batch:
         with contextlib.suppress(OSError):  # what is missing is written in the end
             for file, data in {METADATA: json_bytes(metadata), **attempt.config_used}.items():
                 write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
-        if up.how is How.CONTINUES:
+        if up.checkpoint:
             mark_attempt(logs["combined"], f"attempt {result.attempts} {up.words}")
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream].read, follow)
         self.look_at_code(result, metadata)
-        begins = "started" if up.how is How.STARTS else up.words
+        begins = "started" if result.attempts == 1 else up.words
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
     def look_at_code(self, result: Result, metadata: dict[str, Any]) -> None:
@@ -4757,7 +4734,7 @@ class Batch:
             # A batch is a group, and an attempt that continues goes on with the run of the one before.
             batch, name = os.path.basename(self.place), experiment.name
             kept = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
-            run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.how is How.CONTINUES else None
+            run = kept.get("WANDB_RUN_ID") if isinstance(kept, dict) and up.checkpoint else None
             origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
             run_id = str(run or sha256(origin.encode())[:16])
             wanted.update(WANDB_RUN_GROUP=batch, WANDB_RUN_ID=run_id, WANDB_RESUME="allow")
@@ -4765,7 +4742,9 @@ class Batch:
         return {**chosen, "CUDA_VISIBLE_DEVICES": slot.gpus} if slot.gpus else chosen
 
     def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
-        command = attempt_command(self.options, experiment, os.path.join(self.folder, experiment.name), slot, up)
+        command = build_command(
+            self.options, experiment, os.path.join(self.folder, experiment.name), slot, up.checkpoint
+        )
         environment = self.environment(experiment, result, slot, up)
         system = os.uname()
         shared = ("train_script", "options", "python_executable", "python_version", "hostname")
@@ -5291,7 +5270,7 @@ def show_job(job: Job) -> int:
             slot = next(free)
             up = take_up(each, result.experiment_dir, result.attempts, job.options)
             made = on_device(job.options, job.planner, each, slot)
-            command = attempt_command(job.options, made, result.experiment_dir, slot, up)
+            command = build_command(job.options, made, result.experiment_dir, slot, up.checkpoint)
             lines += [f"# {each.name}: {up.words}", shell_line(command)]
             runs += 1
     print_whole([*lines, f"# {runs} of {count_of(len(job.plan), 'experiment')} would run"])
