@@ -946,7 +946,7 @@ QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`|(?<![|#])#
 QUEUED = b"queued and waiting for resources"  # srun, on stderr
 ALLOCATED = b"has been allocated"
 T = TypeVar("T")
-Told = Mapping[str, Optional[bytes]]  # what a line says, by the names above
+Told = dict[str, Optional[bytes]]  # what a line says, by the names above
 
 
 @dataclass
@@ -982,7 +982,9 @@ def number_in(kind: Callable[[bytes], T], text: Optional[bytes]) -> Optional[T]:
 
 def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional[Said]:
     """What a line says by the user's patterns, or by the forms above; None where it tells no loss."""
-    told = told_as_asked(line, patterns) if patterns else told_in(line)
+    told = {} if patterns else told_in(line)
+    for match in filter(None, [pattern.search(line) for pattern in patterns]):
+        told.update(match.groupdict())
     train = number_in(float, told.get("train_loss", told.get("loss")))
     val = number_in(float, told.get("val_loss"))
     if or_else(train, val) is None:
@@ -990,13 +992,6 @@ def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional
     # An epoch counts as the step where no other is told.
     step = number_in(int, told.get("step", told.get("epoch")))
     return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
-
-
-def told_as_asked(line: bytes, patterns: Iterable[re.Pattern[bytes]]) -> Told:
-    told: dict[str, Optional[bytes]] = {}
-    for match in filter(None, [pattern.search(line) for pattern in patterns]):
-        told.update(match.groupdict())
-    return told
 
 
 def told_in(line: bytes) -> Told:
@@ -1008,7 +1003,7 @@ def told_in(line: bytes) -> Told:
 
 def told_in_words(plain: bytes) -> Told:
     """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
-    told: dict[str, Optional[bytes]] = {}
+    told: Told = {}
     for match in FIELD.finditer(plain):
         told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
     if "loss" in told and EVALUATING.match(plain):
@@ -1288,8 +1283,8 @@ Look = tuple[int, int]  # bytes, and when they changed last, in ns
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     """The trainer's checkpoints, the newest first."""
-    found = looks_at(paths_like(folder, pattern))
-    return sorted(found, key=lambda path: (found[path][1], natural(path)), reverse=True)
+    found = paths_like(folder, pattern)
+    return sorted(found, key=lambda path: (look_at(path)[1], natural(path)), reverse=True)
 
 
 def being_written(folder: str, pattern: str) -> dict[str, Look]:
@@ -1300,23 +1295,22 @@ def being_written(folder: str, pattern: str) -> dict[str, Look]:
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
     for form in (f"*{stem}*", f".*{stem}*"):
         paths += paths_like(folder, os.path.join(parent, form), temporary=True)
-    return {os.path.relpath(path, folder): look for path, look in looks_at(paths).items()}
+    return {os.path.relpath(path, folder): look_at(path) for path in paths}
 
 
 def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
-    paths = [path.rstrip("/") for path in glob.glob(os.path.join(glob.escape(folder), pattern))]
+    found = filter(os.path.exists, glob.glob(os.path.join(glob.escape(folder), pattern)))
+    paths = [path.rstrip("/") for path in found]
     return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
 
 
-def looks_at(paths: Iterable[str]) -> dict[str, Look]:
-    """Of a directory the sum and the latest of what is in it; nothing of what has gone meanwhile."""
-    looks = {}
-    for path in paths:
-        with contextlib.suppress(OSError):
-            inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
-            states = list(map(os.stat, [path, *inside]))
-            looks[path] = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
-    return looks
+def look_at(path: str) -> Look:
+    """Of a directory the sum and the latest of what is in it; of what has gone (0, 0)."""
+    with contextlib.suppress(OSError):
+        inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
+        states = list(map(os.stat, [path, *inside]))
+        return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+    return 0, 0
 
 
 # Curves for the page.
@@ -1403,7 +1397,6 @@ class Curve:
 # they tell when they are read back. It must not know of processes and views.
 
 ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
-FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
@@ -1521,6 +1514,7 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
     "list[Any]": (list, list),
     "dict[str, str]": (dict, dict),
     "dict[str, Any]": (dict, dict),
+    "dict[str, list[str]]": (dict, dict),
     "Status": (str, Status),
     "Metrics": (dict, lambda value: from_json(Metrics, value)),
 }
@@ -1528,9 +1522,8 @@ READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
 
 @functools.cache
 def kinds_of(cls: Any) -> dict[str, str]:
-    """The types of the fields of a record, by their names, where JSON has them."""
-    kinds = {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
-    return {name: kind for name, kind in kinds.items() if kind in READERS}
+    """The types of the fields of a record, by their names."""
+    return {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
 
 
 def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
@@ -1737,13 +1730,19 @@ def read_plan(folder: str) -> tuple[dict[str, Any], list[Experiment]]:
     try:
         options_from_json(head, PLAN_JSON)
         for line in head.pop("experiments"):
+            check_name(line["name"], PLAN_JSON)
             overrides = {**line["overrides"], **line["sweep"]}
             own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
             plan.append(from_json(Experiment, {**line, **own}))
     except (KeyError, TypeError, ValueError):
         return {}, []
-    are_names = all(each.name == clean_name(each.name) for each in plan)
-    return (head, plan) if are_names else ({}, [])
+    return head, plan
+
+
+def check_name(name: str, where: str) -> None:
+    """Raises ValueError for what is no experiment's name, and so may lead to any place."""
+    if name != clean_name(name):
+        raise ValueError(f"{where}: not an experiment: {clean(name)}")
 
 
 @dataclass
@@ -1777,8 +1776,10 @@ class StoredBatch:
         return from_json(BatchFacts, self.summary)
 
 
-def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
-    """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
+def read_batch(folder: str, is_holder: bool = False) -> StoredBatch:
+    """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good.
+
+    Who asks may hold the batch, and runs nothing yet."""
     if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
     head, plan = read_plan(folder)
@@ -1791,7 +1792,7 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
         summary, stored = head, {}
     plan = plan or [Experiment(name, each.config_path, as_texts(each.overrides)) for name, each in stored.items()]
-    held = is_held(folder) if held is None else held
+    held = not is_holder and is_held(folder)
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
     patterns = metrics_of(summary)
@@ -1832,7 +1833,8 @@ def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
 
 def read_result(name: str, data: Any, path: str) -> Result:
     """A result as a summary has it; raises ValueError where what a resume builds on is of a wrong type."""
-    if name != clean_name(name) or not isinstance(data, dict):
+    check_name(name, path)
+    if not isinstance(data, dict):
         raise ValueError(f"{path}: not an experiment: {clean(name)}")
     result = from_json(Result, {**data, "config_name": name})
     result.attempts = max(0, result.attempts)
@@ -1931,8 +1933,7 @@ def copy_path(checkpoint: str) -> str:
     """Where a copy of a checkpoint as it is now is kept: beside it, under a name that no pattern of checkpoints
     matches, with the time of its last change."""
     folder, name = os.path.split(checkpoint)
-    _, changed_at = looks_at([checkpoint]).get(checkpoint, (0, 0))
-    return os.path.join(folder, f".kept_{name}.{changed_at}")
+    return os.path.join(folder, f".kept_{name}.{look_at(checkpoint)[1]}")
 
 
 def older_copies(checkpoint: str) -> list[str]:
@@ -1955,20 +1956,12 @@ def keep_copy(checkpoint: str) -> None:
     remove_tree(part)
     if os.path.isdir(checkpoint):
         shutil.copytree(checkpoint, part)
-    elif not reflink(checkpoint, part):
-        if shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * os.path.getsize(checkpoint):
-            return
+    elif shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * os.path.getsize(checkpoint):
+        return
+    else:
         shutil.copyfile(checkpoint, part)
     shutil.copystat(checkpoint, part)
     os.rename(part, target)
-
-
-def reflink(path: str, copy: str) -> bool:
-    """Have the file system share the bytes of two files; few can."""
-    with contextlib.suppress(OSError), open(path, "rb") as source, open(copy, "wb") as target:
-        fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
-        return True
-    return False
 
 
 # ------------------------------------------------------------------------------------------------- process
@@ -4813,10 +4806,9 @@ class Batch:
         stderr = read_tail(os.path.join(folder, LOGS["stderr"]), start=attempt.stderr_start).decode(errors="replace")
         for text in judge(result, self.stop_of(attempt), stderr, self.planner.script.strict):
             self.warn(result, text)
-        found = checkpoints(folder, self.options.checkpoints)
-        result.final_checkpoint = found[0] if found else None
-        for size, _ in looks_at(found[:1]).values():
-            self.largest_checkpoint = max(self.largest_checkpoint, size)
+        for newest in checkpoints(folder, self.options.checkpoints)[:1]:
+            result.final_checkpoint = newest
+            self.largest_checkpoint = max(self.largest_checkpoint, look_at(newest)[0])
 
     def stop_of(self, attempt: Attempt) -> Optional[tuple[Status, str]]:
         """As what and why an attempt was ended; None where it has ended by itself, perhaps before it was asked to."""
@@ -5335,7 +5327,7 @@ def resume_batch(given: dict[str, Any], argv: Sequence[str]) -> int:
         return 0
     read_batch(folder)  # nothing is written to what is no batch
     lock = None if "dry_run" in given else hold_batch(folder)
-    stored = read_batch(folder, held=False)  # but by this runner
+    stored = read_batch(folder, is_holder=True)
     options = resumed_options(stored, given)
     stored.folder = go_where(str(stored.summary.get("working_directory")), folder)
     job = prepare(given, options, [*notes, *stored.notes])
