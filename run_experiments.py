@@ -1140,8 +1140,8 @@ class LineReader:
         if not line:
             return Said()
         plain = COLOUR.sub(b"", line)
-        said = None if plain.strip() in self.ignored else said_in(plain, self.patterns)
-        if said is None:
+        said = said_in(plain, self.patterns)
+        if said is None or plain.strip() in self.ignored:
             return None
         # Where steps are told as well, an epoch's number is no step.
         self.counts_steps |= not said.by_epoch
@@ -1226,19 +1226,14 @@ def end_in_words(return_code: int) -> tuple[Optional[str], str]:
 
 def error_line(stderr: str) -> str:
     """What stderr says the attempt failed of, in one line of 300 characters; nothing where it doesn't say."""
-    told = []
-    cause = ROOT_CAUSE.search(stderr)
-    if cause:
-        # The other ranks only miss the one that failed first.
-        rank, exit_code = cause[1], int(cause[2])
-        told.append(last_exception("\n".join(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr))))
-        if exit_code < 0:
-            told.append(f"rank {rank} died of {signal_name(-exit_code)}")
     plain = RANK.sub("", stderr)  # what a worker says may come without its rank
-    told += [last_exception(plain), *REFUSED.findall(plain)[-1:], *BARE_ERROR.findall(plain)[-1:]]
+    told = [last_exception(plain), *REFUSED.findall(plain)[-1:], *BARE_ERROR.findall(plain)[-1:]]
     told += re.findall(r"(?m)^KeyboardInterrupt$", plain)  # mostly that of a stop, so what else is said counts first
-    if cause:
-        told.append(f"rank {cause[1]} ended with exit code {cause[2]}")
+    for rank, exit_code in ROOT_CAUSE.findall(stderr)[:1]:
+        # The other ranks only miss the one that failed first.
+        own = last_exception("\n".join(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr)))
+        died = f"rank {rank} died of {signal_name(-int(exit_code))}" if exit_code.startswith("-") else ""
+        told = [own, died, *told, f"rank {rank} ended with exit code {exit_code}"]
     return next(filter(None, told), "").strip()[:300]
 
 
@@ -1939,9 +1934,8 @@ def copy_path(checkpoint: str) -> str:
 def older_copies(checkpoint: str) -> list[str]:
     """The copies of what a checkpoint was before, the oldest first."""
     folder, name = os.path.split(checkpoint)
-    names = names_in(folder, rf"\.kept_{re.escape(name)}\.\d+")
-    paths = [os.path.join(folder, each) for each in sorted(names, key=natural)]
-    return [path for path in paths if path != copy_path(checkpoint)]
+    copies = {os.path.join(folder, each) for each in names_in(folder, rf"\.kept_{re.escape(name)}\.\d+")}
+    return sorted(copies - {copy_path(checkpoint)}, key=natural)
 
 
 def keep_copy(checkpoint: str) -> None:
