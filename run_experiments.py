@@ -973,10 +973,10 @@ def or_else(value: Optional[T], otherwise: T) -> T:
     return otherwise if value is None else value
 
 
-def number_in(kind: Callable[[bytes], T], text: Optional[bytes]) -> Optional[T]:
+def number_in(kind: Callable[[Any], T], text: Optional[bytes]) -> Optional[T]:
     try:
-        return kind(text or b"")
-    except ValueError:
+        return kind(text)
+    except (TypeError, ValueError):
         return None
 
 
@@ -1078,7 +1078,7 @@ def add_metrics(total: Metrics, news: Metrics) -> None:
     if -math.inf < or_else(news.best_val_loss, math.inf) < or_else(total.best_val_loss, math.inf):
         total.best_val_loss, total.best_step = news.best_val_loss, news.best_step
     total.first_step = or_else(total.first_step, news.first_step)
-    total.largest_gap = max(total.largest_gap or 0, news.largest_gap or 0) or None
+    total.largest_gap = max(or_else(total.largest_gap, 0), or_else(news.largest_gap, 0)) or None
     if or_else(news.train_loss, news.val_loss) is not None:
         total.diverged_since = news.diverged_since
 
@@ -1094,11 +1094,10 @@ class Watch:
     def see(self, loss: Optional[float], step: int) -> None:
         if loss is None:
             return
+        self.in_a_row += 1
         if math.isfinite(loss):
             self.was_finite, self.broken_since, self.in_a_row = True, None, 0
-            return
-        self.in_a_row += 1
-        if self.was_finite:
+        elif self.was_finite:
             self.broken_since = or_else(self.broken_since, step)
 
 
@@ -1303,8 +1302,8 @@ def look_at(path: str) -> Look:
     """Of a directory the sum and the latest of what is in it; of what has gone (0, 0)."""
     with contextlib.suppress(OSError):
         inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
-        states = list(map(os.stat, [path, *inside]))
-        return sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
+        sizes, times = zip(*[(state.st_size, state.st_mtime_ns) for state in map(os.stat, [path, *inside])])
+        return sum(sizes), max(times)
     return 0, 0
 
 
@@ -1564,19 +1563,14 @@ def create_folder(base: str) -> tuple[str, list[str]]:
             folder = f"{stem}_{number}"
     except OSError as error:
         raise UsageError(f"can't write to --base_out_dir: {base}: {error.strerror}") from None
-    return folder, point_latest(base, folder)
-
-
-def point_latest(base: str, folder: str) -> list[str]:
-    latest = os.path.join(base, "latest")
-    link = os.path.join(base, f".latest.{os.getpid()}")
+    latest, link = os.path.join(base, "latest"), os.path.join(base, f".latest.{os.getpid()}")
     try:
         os.symlink(os.path.basename(folder), link)
         os.replace(link, latest)
     except OSError as error:  # a copied batch may have made a directory of it
         remove_tree(link)
-        return [f"'latest' can't be set to this batch: {latest}: {error.strerror}"]
-    return []
+        return folder, [f"'latest' can't be set to this batch: {latest}: {error.strerror}"]
+    return folder, []
 
 
 def hold_batch(folder: str) -> Optional[int]:
@@ -1790,8 +1784,7 @@ def read_batch(folder: str, is_holder: bool = False) -> StoredBatch:
     held = not is_holder and is_held(folder)
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
-    patterns = metrics_of(summary)
-    results = {}
+    patterns, results = metrics_of(summary), {}
     for each in plan:
         place = os.path.join(folder, each.name)
         result = stored.get(each.name, Result(config_name=each.name, config_path=each.config))
