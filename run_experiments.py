@@ -1802,7 +1802,7 @@ def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 def relocate(result: Result, place: str) -> None:
     """A batch may have been renamed or moved since: its paths are where it is."""
-    if result.final_checkpoint and result.experiment_dir:
+    if result.final_checkpoint:
         inside = os.path.relpath(result.final_checkpoint, result.experiment_dir)
         result.final_checkpoint = os.path.join(place, inside)
     result.experiment_dir = place
