@@ -957,7 +957,6 @@ class Said:
     train: Optional[float] = None
     val: Optional[float] = None
     text: bytes = b""
-    by_epoch: bool = False  # it tells no step but an epoch's number, or none
 
 
 @dataclass
@@ -980,18 +979,11 @@ def number_in(kind: Callable[[Any], T], text: Optional[bytes]) -> Optional[T]:
         return None
 
 
-def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional[Said]:
-    """What a line says by the user's patterns, or by the forms above; None where it tells no loss."""
-    told = {} if patterns else told_in(line)
+def told_as_asked(line: bytes, patterns: Iterable[re.Pattern[bytes]]) -> Told:
+    told: Told = {}
     for match in filter(None, [pattern.search(line) for pattern in patterns]):
         told.update(match.groupdict())
-    train = number_in(float, told.get("train_loss", told.get("loss")))
-    val = number_in(float, told.get("val_loss"))
-    if or_else(train, val) is None:
-        return None
-    # An epoch counts as the step where no other is told.
-    step = number_in(int, told.get("step", told.get("epoch")))
-    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
+    return told
 
 
 def told_in(line: bytes) -> Told:
@@ -1136,18 +1128,21 @@ class LineReader:
         return list(filter(None, map(self.said_in, lines)))
 
     def said_in(self, line: bytes) -> Optional[Said]:
+        """What a line says; None where it tells no loss, or is an echo."""
         if not line:
             return Said()
         plain = COLOUR.sub(b"", line)
-        said = said_in(plain, self.patterns)
-        if said is None or plain.strip() in self.ignored:
+        told = told_as_asked(plain, self.patterns) if self.patterns else told_in(plain)
+        train = number_in(float, told.get("train_loss", told.get("loss")))
+        val = number_in(float, told.get("val_loss"))
+        text = plain.strip()
+        if or_else(train, val) is None or text in self.ignored:
             return None
-        # Where steps are told as well, an epoch's number is no step.
-        self.counts_steps |= not said.by_epoch
-        if said.by_epoch and self.counts_steps:
-            said.step = self.last_step
-        self.last_step = said.step
-        return said
+        # An epoch counts as the step until a step is told.
+        self.counts_steps |= "step" in told
+        if "step" in told or not self.counts_steps:
+            self.last_step = number_in(int, told.get("step", told.get("epoch")))
+        return Said(self.last_step, train, val, text[:200])
 
     def note(self, said: Said) -> None:
         news = self.news
