@@ -1520,9 +1520,10 @@ def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
     made = cls()
     for name, kind in kinds_of(cls).items():
         types, read = READERS[kind]
-        with contextlib.suppress(ValueError, OverflowError):
-            if isinstance(data.get(name), types):
-                setattr(made, name, read(data[name]))
+        value = data.get(name)
+        if isinstance(value, types):
+            with contextlib.suppress(ValueError, OverflowError):
+                setattr(made, name, read(value))
     return made
 
 
