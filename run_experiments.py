@@ -98,6 +98,7 @@ class Status(str, enum.Enum):
 
 
 FAILURES = (Status.FAILED, Status.ERROR, Status.TIMEOUT)
+Loss = float  # in JSON a text where it is not finite
 PLURALS = {Status.ERROR: "errors", Status.TIMEOUT: "timeouts"}  # keys of the summary
 
 
@@ -169,9 +170,9 @@ class Metrics:
     """What a trainer's own lines have said so far."""
 
     step: Optional[int] = None
-    train_loss: Optional[float] = None
-    val_loss: Optional[float] = None
-    best_val_loss: Optional[float] = None
+    train_loss: Optional[Loss] = None
+    val_loss: Optional[Loss] = None
+    best_val_loss: Optional[Loss] = None
     best_step: Optional[int] = None
     first_step: Optional[int] = None  # of this attempt
     largest_gap: Optional[int] = None  # between two printed steps
@@ -844,34 +845,30 @@ def names_for(experiment: Experiment, folder: str, slot: Slot) -> dict[str, str]
     return {**told, "device": slot.device or "", "slot": str(slot.number)}
 
 
-def build_command(options: Options, experiment: Experiment, folder: str, slot: Slot, more: Sequence[str]) -> list[str]:
-    """The command of an attempt; one that continues gets more words, which win as the last."""
-    names, arguments = names_for(experiment, folder, slot), experiment.arguments
+def build_command(options: Options, experiment: Experiment, folder: str, slot: Slot, checkpoint: str = "") -> list[str]:
+    """The command of an attempt; one that continues from a checkpoint gets words besides, which win as the last."""
+    names, arguments, continuing = names_for(experiment, folder, slot), experiment.arguments, []
+    if checkpoint:
+        template = "--init_from=resume" if options.continue_with is None else options.continue_with
+        continuing = template_words("--continue_with", template, {**names, "checkpoint": checkpoint})
     if options.command:
         lists = {"{overrides}": arguments, "{overrides:hydra}": [word[2:] for word in arguments]}
-        return [*template_words("--command", options.command, names, lists), *more]
+        return [*template_words("--command", options.command, names, lists), *continuing]
     launcher = template_words("--launcher", options.launcher, names) or [sys.executable]
     command = [*launcher, options.train_script, names["config"], f"--out_dir={folder}"]
-    return [*command, *arguments, *more, *options.trainer_args]
+    return [*command, *arguments, *continuing, *options.trainer_args]
 
 
-def continuing_words(
-    options: Options, experiment: Experiment, folder: str, slot: Slot, checkpoint: str
-) -> Optional[list[str]]:
-    """What an attempt that continues from a checkpoint gets besides; None where the trainer can't continue."""
-    if options.continue_with is not None:
-        names = {**names_for(experiment, folder, slot), "checkpoint": checkpoint}
-        return template_words("--continue_with", options.continue_with, names)
-    if options.command or "init_from" not in experiment.settings:
-        return None
-    return ["--init_from=resume"]
+def can_continue(options: Options, experiment: Experiment) -> bool:
+    has_init_from = not options.command and "init_from" in experiment.settings
+    return has_init_from or options.continue_with is not None
 
 
 def check_template(options: Options) -> None:
     """Raises UsageError for a --command, --launcher or --continue_with that can't be filled in, or drops something."""
     nothing, slot = Experiment(), Slot(0)
-    continuing_words(options, nothing, "", slot, "")
-    if not build_command(options, nothing, "", slot, []):
+    build_command(options, nothing, "", slot, "a checkpoint")
+    if not build_command(options, nothing, "", slot):
         raise UsageError("--command is empty; write the training's command")
     if not options.command:
         return
@@ -900,11 +897,12 @@ def check_template(options: Options) -> None:
 # A metric is a line that tells a step and a loss. nanoGPT's own two forms are tried first; the general form takes the
 # names that public trainers give these two, in any order, wherever in the line they stand.
 
-CROWD = 1 << 12  # bytes of a block of which each loss is read; of a larger one only samples
-SAMPLE = 128  # bytes after its first loss, and before its last, that are read then
+CROWD = 1 << 12  # bytes from the first to the last loss of a block, of which each is read; of more only samples
+SAMPLE = 128  # bytes at both ends that are read then
 MAX_EVALUATIONS = 1000  # kept between two takes; a flood loses its oldest
 LAST_LINE = 1024  # bytes at the end of what came in which the last line is looked for
 LOSS_WORDS = (b"oss", b"trl:", b"tel:")  # one of these stands in each line that tells a loss; the last two are llm.c's
+LOSS_WORD = re.compile(b"|".join(LOSS_WORDS))
 EVALUATION_WORDS = (b"val", b"Val", b"est", b"tel:")  # and one of these, if it is an evaluation's
 
 # A number with a unit is no loss (`loss: 0.00ms`), nor is one that goes on as a word.
@@ -929,6 +927,7 @@ COLUMN = re.compile(rb"(?:^|\]:? | - )\s*\[?(\d{1,15})(?:\s*/\s*\d+\]|\s*\|)")  
 VALIDATION = rb"(?<![\w/.-])(?:val|valid|validation|eval|evaluation)(?![\w/.-])"
 EVALUATING = re.compile(rb"(?:(?!loss).)*?" + VALIDATION + rb".*(?<![\w/.-])loss")  # `validation: iter 10, loss 2.5`
 BAR = re.compile(rb"^(?!.*" + VALIDATION + rb").*\|\s*(\d{1,15})/\d+ \[\d")  # tqdm's `450/1000 [00:12<00:15`
+UNNAMED = {"step": COLUMN, "epoch": BAR}
 COLOUR = re.compile(rb"\x1b\[[0-9;]*[A-Za-z]")
 SPECIAL = re.compile(rb"[#\"'`]")
 # A key of JSON, or of a printed dictionary, and its value where that is one word in quotes.
@@ -939,7 +938,7 @@ QUOTED = re.compile(rb"\"[^\"]*\"|(?<!\w)[fbrFBR]{0,2}'[^']*'|`[^`]*`|(?<![|#])#
 QUEUED = b"queued and waiting for resources"  # srun, on stderr
 ALLOCATED = b"has been allocated"
 T = TypeVar("T")
-Told = Mapping[str, Optional[bytes]]  # what a line says, by the names above
+Told = dict[str, Optional[bytes]]  # what a line says, by the names above
 
 
 @dataclass
@@ -950,7 +949,6 @@ class Said:
     train: Optional[float] = None
     val: Optional[float] = None
     text: bytes = b""
-    by_epoch: bool = False  # it tells no step but an epoch's number, or none
 
 
 @dataclass
@@ -966,27 +964,15 @@ def or_else(value: Optional[T], otherwise: T) -> T:
     return otherwise if value is None else value
 
 
-def number_in(kind: Callable[[bytes], T], text: Optional[bytes]) -> Optional[T]:
+def number_in(kind: Callable[[Any], T], text: Optional[bytes]) -> Optional[T]:
     try:
-        return kind(text or b"")
-    except ValueError:
+        return kind(text)
+    except (TypeError, ValueError):
         return None
-
-
-def said_in(line: bytes, patterns: Sequence[re.Pattern[bytes]] = ()) -> Optional[Said]:
-    """What a line says by the user's patterns, or by the forms above; None where it tells no loss."""
-    told = told_as_asked(line, patterns) if patterns else told_in(line)
-    train = number_in(float, told.get("train_loss", told.get("loss")))
-    val = number_in(float, told.get("val_loss"))
-    if train is None and val is None:
-        return None
-    # An epoch counts as the step where no other is told.
-    step = number_in(int, told.get("step", told.get("epoch")))
-    return Said(step, train, val, line.strip()[:200], by_epoch="step" not in told)
 
 
 def told_as_asked(line: bytes, patterns: Iterable[re.Pattern[bytes]]) -> Told:
-    told: dict[str, Optional[bytes]] = {}
+    told: Told = {}
     for match in filter(None, [pattern.search(line) for pattern in patterns]):
         told.update(match.groupdict())
     return told
@@ -1001,41 +987,48 @@ def told_in(line: bytes) -> Told:
 
 def told_in_words(plain: bytes) -> Told:
     """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
-    told: dict[str, Optional[bytes]] = {}
+    told: Told = {}
     for match in FIELD.finditer(plain):
         told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
     if "loss" in told and EVALUATING.match(plain):
         told.setdefault("val_loss", told.pop("loss"))
-    for kind, pattern in (("step", COLUMN), ("epoch", BAR)):
+    for kind, pattern in UNNAMED.items():
         found = None if "step" in told else pattern.search(plain)
         if found:
             told.setdefault(kind, found[1])
-    return told if "step" in told or "epoch" in told else {}
+    return told if told.keys() & {"step", "epoch"} else {}
 
 
-def lines_with(words: Sequence[bytes], data: bytes, start: int, end: int) -> list[bytes]:
-    """The lines that hold one of the words, in their order; `rfind` says twice as fast as `find` that there is none."""
-    if all(data.rfind(word, start, end) < 0 for word in words):
+def lines_with(words: Iterable[bytes], data: bytes) -> list[bytes]:
+    """The whole lines that hold one of the words, in their order."""
+    starts = set()
+    for word in words:
+        start = len(data)
+        while (place := data.rfind(word, 0, start)) >= 0:
+            start = data.rfind(b"\n", 0, place) + 1
+            starts.add(start)
+    return [data[start : data.find(b"\n", start)] for start in sorted(starts)]
+
+
+def loss_lines(data: bytes, most: float) -> list[bytes]:
+    """The lines that may tell a loss, or samples of them where they take more than so many bytes."""
+    # Most blocks tell none, which `rfind` says twice as fast as `find`; and of a colon it is known at once.
+    if data.rfind(b"oss") < 0 and (b":" not in data or max(data.rfind(b"trl:"), data.rfind(b"tel:")) < 0):
         return []
-    holds_one = re.compile(b"|".join(words)).search
-    return list(filter(holds_one, data[start:end].split(b"\n")))
+    return list(filter(LOSS_WORD.search, data.split(b"\n"))) if len(data) <= most else sampled_lines(data, most)
 
 
-def loss_lines(data: bytes, start: int, end: int, most: float) -> list[bytes]:
-    """The lines of a block that may tell a loss; where it has more than so many bytes, those at both ends and all that
-    may be evaluations, with b"" where others are left out."""
-    # Most blocks tell none, and two searches say so: both of llm.c's words end in `l:`.
-    last = data.rfind(b"oss", start, end)
-    if last < 0 and data.rfind(b"l:", start, end) < 0:
-        return []
-    head = data.find(b"\n", data.find(b"oss", start, end) + SAMPLE, end)
-    tail = data.rfind(b"\n", head, last - SAMPLE)
-    if end - start <= most or last < 0 or tail < 0:
-        return lines_with(LOSS_WORDS, data, start, end)
-    # Beside nanoGPT's own lines an evaluation says `val`: one search will do.
-    wanted = EVALUATION_WORDS[:1] if ITERATION.match(data, tail + 1) else EVALUATION_WORDS
-    between = [b"", *lines_with(wanted, data, head, tail), b""]
-    return [*lines_with(LOSS_WORDS, data, start, head), *between, *lines_with(LOSS_WORDS, data, tail, end)]
+def sampled_lines(data: bytes, most: float) -> list[bytes]:
+    """From the first to the last loss the lines at both ends and all that may be evaluations, with b"" where others are
+    left out."""
+    first = next(LOSS_WORD.finditer(data)).start()
+    last = max(map(data.rfind, LOSS_WORDS))
+    lines = data[data.rfind(b"\n", 0, first) + 1 : data.find(b"\n", last) + 1]
+    head, tail = lines.find(b"\n", SAMPLE) + 1, lines.rfind(b"\n", 0, -SAMPLE) + 1
+    if len(lines) <= most or head >= tail:
+        return lines_with(LOSS_WORDS, lines)
+    between = [b"", *lines_with(EVALUATION_WORDS, lines[head:tail]), b""]
+    return [*lines_with(LOSS_WORDS, lines[:head]), *between, *lines_with(LOSS_WORDS, lines[tail:])]
 
 
 def lines_like_metrics(*sources: bytes) -> frozenset[bytes]:
@@ -1069,7 +1062,7 @@ def add_metrics(total: Metrics, news: Metrics) -> None:
     if -math.inf < or_else(news.best_val_loss, math.inf) < or_else(total.best_val_loss, math.inf):
         total.best_val_loss, total.best_step = news.best_val_loss, news.best_step
     total.first_step = or_else(total.first_step, news.first_step)
-    total.largest_gap = max(total.largest_gap or 0, news.largest_gap or 0) or None
+    total.largest_gap = max(or_else(total.largest_gap, 0), or_else(news.largest_gap, 0)) or None
     if or_else(news.train_loss, news.val_loss) is not None:
         total.diverged_since = news.diverged_since
 
@@ -1085,11 +1078,10 @@ class Watch:
     def see(self, loss: Optional[float], step: int) -> None:
         if loss is None:
             return
+        self.in_a_row += 1
         if math.isfinite(loss):
             self.was_finite, self.broken_since, self.in_a_row = True, None, 0
-            return
-        self.in_a_row += 1
-        if self.was_finite:
+        elif self.was_finite:
             self.broken_since = or_else(self.broken_since, step)
 
 
@@ -1109,41 +1101,40 @@ class LineReader:
         self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
         self.train, self.val = Watch(), Watch()
 
-    def read(self, data: bytes, start: int = 0, end: Optional[int] = None) -> bool:
+    def read(self, data: bytes) -> bool:
         """Take in whole lines, ended by line feeds; True where there is news to take (a last line alone is none)."""
-        stop = or_else(end, len(data))
-        tail = data[max(start, stop - LAST_LINE) : stop].strip()
+        tail = data[-LAST_LINE:].strip()
         self.tail = tail or self.tail
         was_queued = self.queued
         if was_queued or QUEUED in tail:  # nothing comes behind that message until the wait ends
-            self.queued = data.rfind(ALLOCATED, start, stop) <= data.rfind(QUEUED, start, stop)
-        found = self.find(data, start, stop)
+            self.queued = data.rfind(ALLOCATED) <= data.rfind(QUEUED)
+        found = self.find(data)
         with self.lock:
             for said in found:
                 self.note(said)
         return bool(found) or self.queued != was_queued
 
-    def find(self, data: bytes, start: int, end: int, most: float = CROWD) -> list[Said]:
+    def find(self, data: bytes, most: float = CROWD) -> list[Said]:
         """What the lines say, in their order; of losses that crowd only samples."""
-        if self.patterns:
-            lines = list(filter(None, data[start:end].split(b"\n")))
-        else:
-            lines = loss_lines(data, start, end, most)
+        lines = list(filter(None, data.split(b"\n"))) if self.patterns else loss_lines(data, most)
         return list(filter(None, map(self.said_in, lines)))
 
     def said_in(self, line: bytes) -> Optional[Said]:
+        """What a line says; None where it tells no loss, or is an echo."""
         if not line:
             return Said()
         plain = COLOUR.sub(b"", line)
-        said = None if plain.strip() in self.ignored else said_in(plain, self.patterns)
-        if said is None:
+        told = told_as_asked(plain, self.patterns) if self.patterns else told_in(plain)
+        train = number_in(float, told.get("train_loss", told.get("loss")))
+        val = number_in(float, told.get("val_loss"))
+        text = plain.strip()
+        if or_else(train, val) is None or text in self.ignored:
             return None
-        # Where steps are told as well, an epoch's number is no step.
-        self.counts_steps |= not said.by_epoch
-        if said.by_epoch and self.counts_steps:
-            said.step = self.last_step
-        self.last_step = said.step
-        return said
+        # An epoch counts as the step until a step is told.
+        self.counts_steps |= "step" in told
+        if "step" in told or not self.counts_steps:
+            self.last_step = number_in(int, told.get("step", told.get("epoch")))
+        return Said(self.last_step, train, val, text[:200])
 
     def note(self, said: Said) -> None:
         news = self.news
@@ -1221,19 +1212,14 @@ def end_in_words(return_code: int) -> tuple[Optional[str], str]:
 
 def error_line(stderr: str) -> str:
     """What stderr says the attempt failed of, in one line of 300 characters; nothing where it doesn't say."""
-    told = []
-    cause = ROOT_CAUSE.search(stderr)
-    if cause:
-        # The other ranks only miss the one that failed first.
-        rank, exit_code = cause[1], int(cause[2])
-        told.append(last_exception("\n".join(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr))))
-        if exit_code < 0:
-            told.append(f"rank {rank} died of {signal_name(-exit_code)}")
     plain = RANK.sub("", stderr)  # what a worker says may come without its rank
-    told += [last_exception(plain), *REFUSED.findall(plain)[-1:], *BARE_ERROR.findall(plain)[-1:]]
+    told = [last_exception(plain), *REFUSED.findall(plain)[-1:], *BARE_ERROR.findall(plain)[-1:]]
     told += re.findall(r"(?m)^KeyboardInterrupt$", plain)  # mostly that of a stop, so what else is said counts first
-    if cause:
-        told.append(f"rank {cause[1]} ended with exit code {cause[2]}")
+    for rank, exit_code in ROOT_CAUSE.findall(stderr)[:1]:
+        # The other ranks only miss the one that failed first.
+        own = last_exception("\n".join(re.findall(rf"(?m)^\[\w*?{rank}\]: ?(.*)", stderr)))
+        died = f"rank {rank} died of {signal_name(-int(exit_code))}" if exit_code.startswith("-") else ""
+        told = [own, died, *told, f"rank {rank} ended with exit code {exit_code}"]
     return next(filter(None, told), "").strip()[:300]
 
 
@@ -1254,6 +1240,13 @@ def hint_for(text: str) -> Optional[str]:
     return next((hint for pattern, hint in HINTS.items() if re.search(pattern, text)), None)
 
 
+def bytes_of(path: str) -> bytes:
+    """What a file holds; nothing where it can't be read."""
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        return file.read()
+    return b""
+
+
 def read_tail(path: str, size: int = 1 << 16, start: int = 0) -> bytes:
     """The end of a file, but nothing before the offset `start`; nothing where it can't be read."""
     with contextlib.suppress(OSError), open(path, "rb") as file:
@@ -1271,8 +1264,8 @@ Look = tuple[int, int]  # bytes, and when they changed last, in ns
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     """The trainer's checkpoints, the newest first."""
-    found = looks_at(paths_like(folder, pattern))
-    return sorted(found, key=lambda path: (found[path][1], natural(path)), reverse=True)
+    found = paths_like(folder, pattern)
+    return sorted(found, key=lambda path: (look_at(path)[1], natural(path)), reverse=True)
 
 
 def being_written(folder: str, pattern: str) -> dict[str, Look]:
@@ -1283,24 +1276,22 @@ def being_written(folder: str, pattern: str) -> dict[str, Look]:
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
     for form in (f"*{stem}*", f".*{stem}*"):
         paths += paths_like(folder, os.path.join(parent, form), temporary=True)
-    return {os.path.relpath(path, folder): look for path, look in looks_at(paths).items()}
+    return {os.path.relpath(path, folder): look_at(path) for path in paths}
 
 
 def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
-    paths = [path.rstrip("/") for path in glob.glob(os.path.join(glob.escape(folder), pattern))]
+    found = filter(os.path.exists, glob.glob(os.path.join(glob.escape(folder), pattern)))
+    paths = [path.rstrip("/") for path in found]
     return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
 
 
-def looks_at(paths: Iterable[str]) -> dict[str, Look]:
-    """Of a directory the sum and the latest of what is in it; nothing of what has gone meanwhile."""
-    looks = {}
-    for path in paths:
-        with contextlib.suppress(OSError):
-            states = [os.stat(path)]
-            for place, _, names in os.walk(path):
-                states += [os.stat(os.path.join(place, each)) for each in names]
-            looks[path] = sum(state.st_size for state in states), max(state.st_mtime_ns for state in states)
-    return looks
+def look_at(path: str) -> Look:
+    """Of a directory the sum and the latest of what is in it; of what has gone (0, 0)."""
+    with contextlib.suppress(OSError):
+        inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
+        sizes, times = zip(*[(state.st_size, state.st_mtime_ns) for state in map(os.stat, [path, *inside])])
+        return sum(sizes), max(times)
+    return 0, 0
 
 
 # Curves for the page.
@@ -1310,19 +1301,17 @@ SPANS = 300  # of steps, of which a curve keeps a point or two each: as many as 
 Point = tuple[int, float]  # the step and the loss
 
 
-def add_point(points: list[Point], step: Optional[int], loss: Optional[float], keeps_lowest: bool) -> None:
+def add_point(points: list[Point], step: Optional[int], loss: Optional[float]) -> None:
     if step is None or loss is None:
         return
     # A resumed run does these steps again, and what it says of them counts.
     while points and points[-1][0] >= step:
         points.pop()
     points.append((step, loss))
-    if len(points) > 4 * SPANS:
-        points[:] = thinned(points, keeps_lowest)
 
 
-def thinned(points: list[Point], keeps_lowest: bool) -> list[Point]:
-    """Of each of many equal spans of steps the first point, and perhaps the lowest."""
+def thinned(kind: str, points: list[Point]) -> list[Point]:
+    """Of each of many equal spans of steps the first point, and of evaluations the lowest."""
     if len(points) <= 2 * SPANS:
         return points
     width = (points[-1][0] - points[0][0] + 1) / SPANS
@@ -1330,7 +1319,7 @@ def thinned(points: list[Point], keeps_lowest: bool) -> list[Point]:
     for _, group in itertools.groupby(points, lambda point: point[0] // width):
         span = list(group)
         kept.add(span[0])
-        if keeps_lowest:
+        if kind == "val":
             kept.add(min(span, key=lambda point: (not math.isfinite(point[1]), point[1])))
     return sorted(kept)
 
@@ -1344,8 +1333,7 @@ class Curve:
 
     def start_over(self, file: tuple[int, int]) -> None:
         self.file, self.offset = file, 0
-        self.val: list[Point] = []
-        self.train: list[Point] = []
+        self.points: dict[str, list[Point]] = {"val": [], "train": []}
 
     def update(self, path: str, limit: float = math.inf) -> None:
         """Read what was added since the last call, `limit` bytes at most; a log that shrank counts as new."""
@@ -1368,18 +1356,20 @@ class Curve:
         if not size and len(data) == BLOCK:
             size = BLOCK  # of a line that is no metric
         most = math.inf if self.offset < EXACT else CROWD
-        for said in self.reader.find(lines, 0, size, most):
-            add_point(self.train, said.step, said.train, keeps_lowest=False)
-            add_point(self.val, said.step, said.val, keeps_lowest=True)
+        for said in self.reader.find(lines[:size], most):
+            add_point(self.points["train"], said.step, said.train)
+            add_point(self.points["val"], said.step, said.val)
+        for kind, points in self.points.items():
+            if len(points) > 4 * SPANS:
+                self.points[kind] = thinned(kind, points)
         self.offset += size
         return size
 
     def drawn(self) -> dict[str, list[list[Any]]]:
         """The [step, loss] that the page draws; losses that are not finite become texts, as JSON wants it."""
-        kinds = {"val": thinned(self.val, keeps_lowest=True), "train": thinned(self.train, keeps_lowest=False)}
         return {
-            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in points]
-            for kind, points in kinds.items()
+            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in thinned(kind, points)]
+            for kind, points in self.points.items()
         }
 
 
@@ -1387,8 +1377,8 @@ class Curve:
 # The batch on disk: where its files are, how they are written so that a crash leaves the old or the new one, and what
 # they tell when they are read back. It must not know of processes and views.
 
-ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
 FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
+ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
@@ -1442,15 +1432,17 @@ def json_bytes(value: dict[str, Any]) -> bytes:
     return f"{text}\n".encode()
 
 
-def write_json(path: str, value: dict[str, Any], sync: bool = True) -> None:
-    write_file(path, json_bytes(value), sync)
+def read_float(text: str) -> Union[float, str]:
+    """A number of a JSON file; what no float holds stays a text, for JSON has no infinity."""
+    value = float(text)
+    return value if math.isfinite(value) else text
 
 
 def read_json(path: str) -> dict[str, Any]:
     """A JSON object from a file; raises ValueError where there is none."""
     try:
         with open(path, "rb") as file:
-            value = json.loads(file.read(), parse_constant=str)
+            value = json.loads(file.read(), parse_constant=str, parse_float=read_float)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
     if not isinstance(value, dict):
@@ -1481,7 +1473,7 @@ def in_words(value: Any) -> Any:
     return to_json(value) if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
-def read_int(value: int) -> int:
+def read_number(value: float) -> float:
     if abs(value) >= 1e15:
         raise ValueError("beyond reason")
     return value
@@ -1493,42 +1485,38 @@ def read_texts(values: list[Any]) -> list[str]:
     return values
 
 
-JSON_TYPES: dict[str, Any] = {  # of a record's fields, by the types that these have
-    "str": str,
-    "bool": bool,
-    "int": int,
-    "float": (int, float, str),
-    "list[str]": list,
-    "list[Any]": list,
-    "dict[str, str]": dict,
-    "dict[str, Any]": dict,
-    "Status": str,
-    "Metrics": dict,
-}
-READERS: dict[str, Callable[[Any], Any]] = {  # of those that have more to them
-    "int": read_int,
-    "float": float,
-    "list[str]": read_texts,
-    "Status": Status,
-    "Metrics": lambda value: from_json(Metrics, value),
+# By the types that a record's fields have: what stands for it in JSON, and how it is read.
+READERS: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+    "str": (str, str),
+    "bool": (bool, bool),
+    "int": (int, read_number),
+    "float": ((int, float), read_number),
+    "Loss": ((int, float, str), float),
+    "list[str]": (list, read_texts),
+    "list[Any]": (list, list),
+    "dict[str, str]": (dict, dict),
+    "dict[str, Any]": (dict, dict),
+    "dict[str, list[str]]": (dict, dict),
+    "Status": (str, Status),
+    "Metrics": (dict, lambda value: from_json(Metrics, value)),
 }
 
 
 @functools.cache
 def kinds_of(cls: Any) -> dict[str, str]:
-    """The types of the fields of a record, by their names, where JSON has them."""
-    kinds = {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
-    return {name: kind for name, kind in kinds.items() if kind in JSON_TYPES}
+    """The types of the fields of a record, by their names."""
+    return {each.name: re.sub(r"^Optional\[(.*)\]$", r"\1", str(each.type)) for each in fields(cls)}
 
 
 def from_json(cls: Callable[[], T], data: Mapping[str, Any]) -> T:
     """A record from what was read from a file; a value of a wrong type stays at its default."""
     made = cls()
     for name, kind in kinds_of(cls).items():
+        types, read = READERS[kind]
         value = data.get(name)
-        if isinstance(value, JSON_TYPES[kind]):
+        if isinstance(value, types):
             with contextlib.suppress(ValueError, OverflowError):
-                setattr(made, name, READERS[kind](value) if kind in READERS else value)
+                setattr(made, name, read(value))
     return made
 
 
@@ -1545,12 +1533,6 @@ def names_in(folder: str, pattern: str) -> list[str]:
     with contextlib.suppress(OSError):
         return [name for name in os.listdir(folder) if re.fullmatch(pattern, name)]
     return []
-
-
-def file_sha256(path: str) -> Optional[str]:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return sha256(file.read())
-    return None
 
 
 # ---- the batch's directory, and who holds it
@@ -1570,19 +1552,14 @@ def create_folder(base: str) -> tuple[str, list[str]]:
             folder = f"{stem}_{number}"
     except OSError as error:
         raise UsageError(f"can't write to --base_out_dir: {base}: {error.strerror}") from None
-    return folder, point_latest(base, folder)
-
-
-def point_latest(base: str, folder: str) -> list[str]:
-    latest = os.path.join(base, "latest")
-    link = os.path.join(base, f".latest.{os.getpid()}")
+    latest, link = os.path.join(base, "latest"), os.path.join(base, f".latest.{os.getpid()}")
     try:
         os.symlink(os.path.basename(folder), link)
         os.replace(link, latest)
     except OSError as error:  # a copied batch may have made a directory of it
         remove_tree(link)
-        return [f"'latest' can't be set to this batch: {latest}: {error.strerror}"]
-    return []
+        return folder, [f"'latest' can't be set to this batch: {latest}: {error.strerror}"]
+    return folder, []
 
 
 def hold_batch(folder: str) -> Optional[int]:
@@ -1690,7 +1667,7 @@ def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes]
     digests = {path: sha256(data) for path, data in sources.items()}
     for each in plan:
         each.config_sha256 = digests.get(each.source, "")
-    write_json(os.path.join(folder, PLAN_JSON), {**head, "experiments": list(map(plan_line, plan))})
+    write_file(os.path.join(folder, PLAN_JSON), json_bytes({**head, "experiments": list(map(plan_line, plan))}))
 
 
 def plan_line(planned: Experiment) -> dict[str, Any]:
@@ -1732,13 +1709,19 @@ def read_plan(folder: str) -> tuple[dict[str, Any], list[Experiment]]:
     try:
         options_from_json(head, PLAN_JSON)
         for line in head.pop("experiments"):
+            check_name(line["name"], PLAN_JSON)
             overrides = {**line["overrides"], **line["sweep"]}
             own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
             plan.append(from_json(Experiment, {**line, **own}))
     except (KeyError, TypeError, ValueError):
         return {}, []
-    are_names = all(each.name == clean_name(each.name) for each in plan)
-    return (head, plan) if are_names else ({}, [])
+    return head, plan
+
+
+def check_name(name: str, where: str) -> None:
+    """Raises ValueError for what is no experiment's name, and so may lead to any place."""
+    if name != clean_name(name):
+        raise ValueError(f"{where}: not an experiment: {clean(name)}")
 
 
 @dataclass
@@ -1773,8 +1756,10 @@ class StoredBatch:
         return from_json(BatchFacts, self.summary)
 
 
-def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
-    """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good."""
+def read_batch(folder: str, is_holder: bool = False) -> StoredBatch:
+    """Raises UsageError for what is no batch, or is damaged beyond what its other files can make good.
+
+    Who asks may hold the batch, and runs nothing yet."""
     if not looks_like_batch(folder):
         raise UsageError(f"no batch there: {folder}")
     head, plan = read_plan(folder)
@@ -1787,11 +1772,10 @@ def read_batch(folder: str, held: Optional[bool] = None) -> StoredBatch:
         notes.append(f"summary is damaged, its plan and the experiments' own files are read: {error}")
         summary, stored = head, {}
     plan = plan or list(map(old_plan_line, stored.values()))
-    held = is_held(folder) if held is None else held
+    held = not is_holder and is_held(folder)
     if summary.get("state") == "running" and not held:
         summary["state"] = "interrupted"
-    patterns = metrics_of(summary)
-    results = {}
+    patterns, results = metrics_of(summary), {}
     for each in plan:
         place = os.path.join(folder, each.name)
         result = stored.get(each.name, Result(config_name=each.name, config_path=each.config))
@@ -1815,7 +1799,7 @@ def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 def relocate(result: Result, place: str) -> None:
     """A batch may have been renamed or moved since: its paths are where it is."""
-    if result.final_checkpoint and result.experiment_dir:
+    if result.final_checkpoint:
         inside = os.path.relpath(result.final_checkpoint, result.experiment_dir)
         result.final_checkpoint = os.path.join(place, inside)
     result.experiment_dir = place
@@ -1834,7 +1818,8 @@ def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
 
 def read_result(name: str, data: Any, path: str) -> Result:
     """A result as a summary has it; raises ValueError where what a resume builds on is of a wrong type."""
-    if name != clean_name(name) or not isinstance(data, dict):
+    check_name(name, path)
+    if not isinstance(data, dict):
         raise ValueError(f"{path}: not an experiment: {clean(name)}")
     result = from_json(Result, {**data, "config_name": name})
     result.attempts = max(0, result.attempts)
@@ -1870,7 +1855,7 @@ def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[byt
     """What the ends of the logs say of how far a training is."""
     for stream in ("stderr", "stdout"):
         reader = LineReader(patterns=patterns)
-        reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n"))
+        reader.read(read_tail(os.path.join(folder, LOGS[stream])).replace(b"\r", b"\n") + b"\n")
         add_metrics(result.metrics, reader.take().metrics)
         result.last_line = reader.last_line() or result.last_line
     if result.metrics.step is not None:
@@ -1880,37 +1865,26 @@ def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[byt
 # ---- attempts
 
 
-class How(enum.Enum):
-    """How an attempt begins."""
-
-    STARTS = enum.auto()
-    CONTINUES = enum.auto()
-    STARTS_OVER = enum.auto()
-
-
 @dataclass(frozen=True)
 class TakeUp:
-    """How the next attempt of an experiment begins, also in words with the reason."""
+    """How the next attempt of an experiment begins, in words with the reason."""
 
-    how: How
     words: str
-    checkpoint: str = ""  # from which it continues
+    checkpoint: str = ""  # from which it continues; empty where it starts, or starts over
 
 
 def take_up(experiment: Experiment, folder: str, attempts: int, options: Options) -> TakeUp:
     """How an experiment that has had so many attempts begins its next one."""
     if not attempts:
-        return TakeUp(How.STARTS, "starts: first attempt")
-    found = checkpoints(folder, options.checkpoints)
+        return TakeUp("starts: first attempt")
     if experiment.overrides.get("init_from") == "scratch":
-        why = "--init_from=scratch"
-    elif continuing_words(options, experiment, folder, Slot(0), "") is None:
+        return TakeUp("starts over: --init_from=scratch")
+    if not can_continue(options, experiment):
         why = "no --continue_with" if options.command else "the trainer has no setting init_from"
-    elif not found:
-        why = "no checkpoint"
-    else:
-        return TakeUp(How.CONTINUES, f"continues from {os.path.relpath(found[0], folder)}", found[0])
-    return TakeUp(How.STARTS_OVER, f"starts over: {why}")
+        return TakeUp(f"starts over: {why}")
+    for newest in checkpoints(folder, options.checkpoints)[:1]:
+        return TakeUp(f"continues from {os.path.relpath(newest, folder)}", newest)
+    return TakeUp("starts over: no checkpoint")
 
 
 def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
@@ -1920,13 +1894,6 @@ def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slo
     overrides = {**planned.overrides, "device": slot.device}
     made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
     return replace(made, launched_config=planned.launched_config)
-
-
-def attempt_command(options: Options, planned: Experiment, folder: str, slot: Slot, up: TakeUp) -> list[str]:
-    continuing = []
-    if up.how is How.CONTINUES:
-        continuing = continuing_words(options, planned, folder, slot, up.checkpoint) or []
-    return build_command(options, planned, folder, slot, continuing)
 
 
 def move_aside(folder: str, attempt: int) -> None:
@@ -1951,16 +1918,14 @@ def copy_path(checkpoint: str) -> str:
     """Where a copy of a checkpoint as it is now is kept: beside it, under a name that no pattern of checkpoints
     matches, with the time of its last change."""
     folder, name = os.path.split(checkpoint)
-    _, changed_at = looks_at([checkpoint]).get(checkpoint, (0, 0))
-    return os.path.join(folder, f".kept_{name}.{changed_at}")
+    return os.path.join(folder, f".kept_{name}.{look_at(checkpoint)[1]}")
 
 
 def older_copies(checkpoint: str) -> list[str]:
     """The copies of what a checkpoint was before, the oldest first."""
     folder, name = os.path.split(checkpoint)
-    names = names_in(folder, rf"\.kept_{re.escape(name)}\.\d+")
-    paths = [os.path.join(folder, each) for each in sorted(names, key=natural)]
-    return [path for path in paths if path != copy_path(checkpoint)]
+    copies = {os.path.join(folder, each) for each in names_in(folder, rf"\.kept_{re.escape(name)}\.\d+")}
+    return sorted(copies - {copy_path(checkpoint)}, key=natural)
 
 
 def keep_copy(checkpoint: str) -> None:
@@ -1984,7 +1949,7 @@ def keep_copy(checkpoint: str) -> None:
 
 
 def reflink(path: str, copy: str) -> bool:
-    """Have the file system share the bytes of two files; few can."""
+    """Have the file system share the bytes of two files; few can, and what it has made then is empty."""
     with contextlib.suppress(OSError), open(path, "rb") as source, open(copy, "wb") as target:
         fcntl.ioctl(target.fileno(), FICLONE, source.fileno())
         return True
@@ -3934,7 +3899,7 @@ class Recorder:
         self.scribe.put(job, path)
 
     def save_json(self, path: str, value: dict[str, Any], sync: bool = True) -> None:
-        self.save(path, lambda: write_json(path, value, sync))
+        self.save(path, lambda: write_file(path, json_bytes(value), sync))
 
     def changed(self, result: Result, delay: float = 0.0) -> None:
         self.changed_names[result.config_name] = None
@@ -4044,7 +4009,7 @@ class CodeWatch(threading.Thread):
             folders.append(folder)
             files += [os.path.join(folder, name) for name in fnmatch.filter(names, "*.py")]
         self.stamps = stamps_of([*files, *folders])
-        self.code = {path: file_sha256(path) for path in files}
+        self.code = {path: sha256(bytes_of(path)) for path in files}
 
     def read_state(self, code: Code) -> CodeState:
         try:
@@ -4240,13 +4205,6 @@ def discard(log: Log) -> None:
     log.close()
 
 
-def bytes_of(path: str) -> bytes:
-    """What a file holds; nothing where it can't be read."""
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        return file.read()
-    return b""
-
-
 def set_checkpoint_aside(checkpoint: str) -> str:
     """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
     remove_tree(copy_path(checkpoint))  # it can't be read, either
@@ -4434,14 +4392,18 @@ class Batch:
         self.say(f"{signal_name(number)}: {self.what_follows()}")
 
     def what_follows(self) -> str:
-        """What a stop has done, and what happens next. That a signal waits for a checkpoint, its Process says."""
-        if not self.running:
-            return "stopping"
-        endings = filter(None, [attempt.process.ending for attempt in self.running])
+        """What a stop has done, and what happens next."""
+        endings = list(filter(None, (attempt.process.ending for attempt in self.running)))
         sent = Counter(itertools.chain.from_iterable(ending.sent for ending in endings))
         told = [f"{signal_name(number)[3:]} sent to {count_of(times, 'training')}" for number, times in sent.items()]
-        what = "; ".join([f"stopping {len(self.running)} running", *told])
-        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); a second signal kills at once"
+        held_back = [ending for ending in endings if not ending.sent]
+        if held_back:
+            told.append(f"{count_of(len(held_back), 'training')} asked once no checkpoint is being written")
+        if not told:
+            return "stopping"
+        again = "Ctrl+C again" if self.stopped_by == signal.SIGINT else "once more"
+        what = f"stopping {len(self.running)} running: {', '.join(told)}"
+        return f"{what}; KILL in {show_duration(self.options.grace)} (--grace); {again} to kill now"
 
     def stop_attempt(self, attempt: Attempt, status: Status, reason: str) -> None:
         if attempt.process.ending is None:
@@ -4535,7 +4497,7 @@ class Batch:
             if any(tee.announced for tee in attempt.tees):
                 self.take_news(attempt)
             for text in process.remarks:
-                self.say(f"{attempt.result.config_name}: {text}")
+                self.say(f"{attempt.result.config_name}: {text}", even_if_quiet=text in process.warnings)
             process.remarks.clear()
             if process.phase is Phase.OVER:
                 self.running.remove(attempt)
@@ -4701,7 +4663,7 @@ class Batch:
         up = take_up(experiment, folder, before.attempts, self.options)
         with contextlib.suppress(FileExistsError):
             os.mkdir(folder)
-        if up.how is How.CONTINUES:
+        if up.checkpoint:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
         elif os.listdir(folder):
             move_aside(folder, before.attempts)
@@ -4723,7 +4685,7 @@ class Batch:
         with contextlib.suppress(OSError):  # what is missing is written in the end
             for file, data in attempt.own_files().items():
                 write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
-        if up.how is How.CONTINUES:  # so that attempts can be told apart in combined.log
+        if up.checkpoint:  # so that attempts can be told apart in combined.log
             start = b"\n" if read_tail(logs["combined"].path, 1).strip(b"\n") else b""
             mark = f"attempt {result.attempts} {up.words}\n".encode()
             logs["combined"].write([start, stamp("RUNNER"), mark])
@@ -4732,7 +4694,7 @@ class Batch:
         for tee in attempt.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream].read, follow)
         self.look_at_code(attempt.folder, metadata, result)
-        begins = "started" if up.how is How.STARTS else up.words
+        begins = "started" if result.attempts == 1 else up.words
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
     def environment(self, experiment: Experiment, result: Result, slot: Slot) -> dict[str, str]:
@@ -4756,7 +4718,8 @@ class Batch:
         return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
     def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
-        command = attempt_command(self.options, experiment, os.path.join(self.folder, experiment.name), slot, up)
+        folder = os.path.join(self.folder, experiment.name)
+        command = build_command(self.options, experiment, folder, slot, up.checkpoint)
         environment = self.environment(experiment, result, slot)
         system = os.uname()
         return {
@@ -4820,10 +4783,9 @@ class Batch:
         stderr = read_tail(os.path.join(folder, LOGS["stderr"]), start=attempt.stderr_start).decode(errors="replace")
         for text in judge(result, self.stop_of(attempt), stderr, self.planner.script.strict):
             self.warn(result, text)
-        found = checkpoints(folder, self.options.checkpoints)
-        result.final_checkpoint = next(iter(found), None)
-        for size, _ in looks_at(found[:1]).values():
-            self.largest_checkpoint = max(self.largest_checkpoint, size)
+        for newest in checkpoints(folder, self.options.checkpoints)[:1]:
+            result.final_checkpoint = newest
+            self.largest_checkpoint = max(self.largest_checkpoint, look_at(newest)[0])
 
     def stop_of(self, attempt: Attempt) -> Optional[tuple[Status, str]]:
         """As what and why an attempt was ended; None where it has ended by itself, perhaps before it was asked to."""
@@ -5148,7 +5110,7 @@ def check(options: Options) -> None:
     devices = [*options.devices, options.overrides.get("device", "cpu")]
     for wrong in {"", "gpu"}.intersection(devices):
         raise UsageError(f"no device: {wrong!r}; with torch it is called cpu, cuda or cuda:1, see --devices")
-    program_name = build_command(options, Experiment(), "", Slot(0), [])[0]
+    program_name = build_command(options, Experiment(), "", Slot(0))[0]
     if not shutil.which(program_name):
         raise UsageError(f"program not found: {program_name}; see --command and --launcher")
 
@@ -5227,7 +5189,7 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     try:
         freeze(job.folder, job.plan, settle(job), head)
         recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
-        write_json(os.path.join(job.folder, SUMMARY), recorder.summary(job.results))
+        write_file(os.path.join(job.folder, SUMMARY), json_bytes(recorder.summary(job.results)))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
     batch = Batch(job, recorder)
@@ -5253,7 +5215,7 @@ def show_job(job: Job) -> int:
             slot = next(free)
             up = take_up(each, result.experiment_dir, result.attempts, job.options)
             made = on_device(job.options, job.planner, each, slot)
-            command = attempt_command(job.options, made, result.experiment_dir, slot, up)
+            command = build_command(job.options, made, result.experiment_dir, slot, up.checkpoint)
             lines += [f"# {each.name}: {up.words}", shell_line(command)]
             runs += 1
     print_whole([*lines, f"# {runs} of {count_of(len(job.plan), 'experiment')} would run"])
@@ -5321,7 +5283,7 @@ def plan_new(job: Job) -> list[Experiment]:
 def resume_batch(given: dict[str, Any]) -> int:
     folder = batch_to_resume(given)
     lock = None if "dry_run" in given else hold_batch(folder)
-    stored = read_batch(folder, held=False)  # but by this runner
+    stored = read_batch(folder, is_holder=True)
     options = resumed_options(stored, given)
     stored.folder = go_where(str(stored.summary.get("working_directory")), folder)
     job = prepare(given, options, [f"resuming {folder}", *stored.notes])

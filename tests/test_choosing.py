@@ -193,11 +193,11 @@ class TemplateTest(PlanCase):
     def options(self, command: str, **named: Any) -> runner.Options:
         return runner.Options(command=command, **named)
 
-    def build(self, command: str, continuing: tuple[str, ...] = (), config: str = "a.yaml") -> list[str]:
+    def build(self, command: str, checkpoint: str = "", config: str = "a.yaml", **named: Any) -> list[str]:
         planner = runner.Planner(runner.Script(""))
         experiment = planner.experiment("n", config, {"batch-size": "8", "a.b": "[1, true]"})
         slot = runner.Slot(1, "cuda:1")
-        return runner.build_command(self.options(command), experiment, "out/n", slot, continuing)
+        return runner.build_command(self.options(command, **named), experiment, "out/n", slot, checkpoint)
 
     def test_a_command_is_filled_in(self) -> None:
         table: list[tuple[str, list[str]]] = [
@@ -209,7 +209,8 @@ class TemplateTest(PlanCase):
         for command, words in table:
             with self.subTest(command=command):
                 self.assertEqual(self.build(command), words)
-        self.assertEqual(self.build("x {dir}", ("--resume", "c.pt")), ["x", "out/n", "--resume", "c.pt"])
+        words = self.build("x {dir}", "c.pt", continue_with="--resume {checkpoint}")
+        self.assertEqual(words, ["x", "out/n", "--resume", "c.pt"])
         self.assertEqual(self.build("x {config}", config="a b.yaml"), ["x", "a b.yaml"])
 
     def test_experiments_without_configs_come_from_the_sweep(self) -> None:
@@ -263,18 +264,17 @@ class TemplateTest(PlanCase):
         experiment = runner.Experiment("n", "c.py", {}, arguments=["--init_from=gpt2", "--a=1"])
         experiment.settings = {"init_from": "gpt2"}
         experiment.launched_config = "plan/c.py"
-        words = runner.continuing_words(options, experiment, "d", slot, "d/ckpt.pt")
-        self.assertEqual(words, ["--init_from=resume"])
-        command = runner.build_command(options, experiment, "d", slot, words or [])
+        command = runner.build_command(options, experiment, "d", slot, "d/ckpt.pt")
         expected = [sys.executable, "t.py", "plan/c.py", "--out_dir=d", "--init_from=gpt2", "--a=1"]
         expected += ["--init_from=resume", "-v"]
         self.assertEqual(command, expected)
-        table: list[tuple[runner.Options, Optional[list[str]]]] = [
-            (self.options("x"), None),
-            (self.options("x", continue_with="--from {checkpoint} {dir}"), ["--from", "d/ckpt.pt", "d"]),
-            (self.options("x", continue_with=""), []),
-            (runner.Options(continue_with="--resume"), ["--resume"]),
+        table: list[tuple[runner.Options, bool, list[str]]] = [
+            (self.options("x"), False, []),
+            (self.options("x", continue_with="--from {checkpoint} {dir}"), True, ["x", "--from", "d/ckpt.pt", "d"]),
+            (self.options("x", continue_with=""), True, ["x"]),
         ]
-        for options, expected_words in table:
+        for options, can_continue, words in table:
             with self.subTest(options=options):
-                self.assertEqual(runner.continuing_words(options, experiment, "d", slot, "d/ckpt.pt"), expected_words)
+                self.assertEqual(runner.can_continue(options, experiment), can_continue)
+                if can_continue:
+                    self.assertEqual(runner.build_command(options, experiment, "d", slot, "d/ckpt.pt"), words)

@@ -102,7 +102,7 @@ class ReaderTest(unittest.TestCase):
         first = reader.take()
         self.assertEqual(first.metrics, runner.Metrics(0, 4.2, 4.1, 4.1, 0, 0, None, None))
         self.assertEqual(first.evaluations, [b"step 0: train loss 4.0, val loss 4.1"])
-        self.assertTrue(reader.read(b"x\niter 10: loss 3.0\nx", 2, 21))
+        self.assertTrue(reader.read(b"iter 10: loss 3.0\nx\n"))
         second = reader.take()
         self.assertEqual(second.metrics, runner.Metrics(10, 3.0, None, None, None, 10, 10, None))
         self.assertEqual((second.evaluations, reader.take().metrics.step), ([], None))

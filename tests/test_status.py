@@ -143,6 +143,23 @@ class WrittenCase(RunnerCase):
         return self.json(self.dir / "status.json")
 
 
+class NumbersTest(WrittenCase):
+    def test_what_no_float_holds_comes_out_as_json(self) -> None:
+        odd = {
+            "duration_seconds": "ODD",
+            "total_seconds": "ODD",
+            "settings": {"a": ["ODD"]},
+            "metrics": {"val_loss": "ODD"},
+        }
+        self.write({"a": {"status": "completed", **odd}, "b": {"status": "running", **odd}}, git={"commit": "ODD"})
+        (summary,) = self.dir.glob("experiments/*/experiment_summary.json")
+        written = summary.read_text()
+        for text in ("NaN", "-Infinity", "1e999", '"nan"', "1e308", "9" * 400):
+            with self.subTest(text=text[:20]):
+                summary.write_text(written.replace('"ODD"', text))
+                self.assertEqual(self.status()["completed"], 1)
+
+
 class EtaTest(WrittenCase):
     """An experiment that began a thousand seconds ago; the test takes some seconds itself."""
 
