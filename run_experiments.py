@@ -154,6 +154,7 @@ class Experiment:
     launched_config: str = ""  # the path that the trainer gets: the frozen copy, or the original
     frozen: str = ""  # the config's copy, below plan/
     config_sha256: str = ""  # of that copy
+    starts_over: bool = False  # its next attempt, whatever checkpoints there are: it was asked for
 
 
 @dataclass(frozen=True)
@@ -630,7 +631,7 @@ def why_no_config(path: str, planner: Planner, is_named: bool, is_alone: bool) -
     if config.strict:  # also where it is named: the shell may have expanded a pattern
         return "a script that uses configurator.py itself"
     names = config.settings.keys() | config.imported
-    is_module = bool(names) and names.isdisjoint(script.settings)
+    is_module = bool(names) and names.isdisjoint(script.settings) and not config.warnings
     if is_module and all_known(script, config) and not is_named:
         return f"sets no setting of {script.path}"
     return ""
@@ -1089,7 +1090,10 @@ class LineReader:
     """Reads the lines of one stream of one attempt. `read` is called by the thread that has the stream, `take` by any
     other."""
 
-    def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
+    def __init__(
+        self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = (), was_finite: bool = False
+    ) -> None:
+        """`was_finite`: the losses of an earlier attempt were, from which this one goes on."""
         self.ignored = ignored  # lines of the config and the script: their echo tells nothing
         self.patterns = patterns
         self.lock = threading.Lock()
@@ -1099,7 +1103,7 @@ class LineReader:
         self.last_step: Optional[int] = None
         self.counts_steps = False  # not only epochs
         self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
-        self.train, self.val = Watch(), Watch()
+        self.train, self.val = Watch(was_finite), Watch(was_finite)
 
     def read(self, data: bytes) -> bool:
         """Take in whole lines, ended by line feeds; True where there is news to take (a last line alone is none)."""
@@ -1327,8 +1331,8 @@ def thinned(kind: str, points: list[Point]) -> list[Point]:
 class Curve:
     """The losses in one log, read as it grows; of millions of lines enough to draw, and in seconds."""
 
-    def __init__(self, patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
-        self.reader = LineReader(patterns=patterns)
+    def __init__(self, ignored: Collection[bytes] = (), patterns: Sequence[re.Pattern[bytes]] = ()) -> None:
+        self.reader = LineReader(ignored, patterns)
         self.start_over((0, 0))
 
     def start_over(self, file: tuple[int, int]) -> None:
@@ -1877,7 +1881,7 @@ def take_up(experiment: Experiment, folder: str, attempts: int, options: Options
     """How an experiment that has had so many attempts begins its next one."""
     if not attempts:
         return TakeUp("starts: first attempt")
-    if experiment.overrides.get("init_from") == "scratch":
+    if experiment.starts_over:
         return TakeUp("starts over: --init_from=scratch")
     if not can_continue(options, experiment):
         why = "no --continue_with" if options.command else "the trainer has no setting init_from"
@@ -1893,7 +1897,7 @@ def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slo
         return planned
     overrides = {**planned.overrides, "device": slot.device}
     made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
-    return replace(made, launched_config=planned.launched_config)
+    return replace(made, launched_config=planned.launched_config, starts_over=planned.starts_over)
 
 
 def move_aside(folder: str, attempt: int) -> None:
@@ -2110,6 +2114,18 @@ class Group:
         self.signal(signal.SIGKILL)
         self.signal_strays(signal.SIGKILL)
 
+    def writes_to(self, paths: Collection[str]) -> str:
+        """Which of these files and directories the training has open for writing; empty where none is known to be."""
+        for pid in (self.leader, *self.members(), *self.strays):
+            for number in names_in(f"/proc/{pid}/fd", r"\d+"):
+                flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
+                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                    target = os.path.realpath(f"/proc/{pid}/fd/{number}")
+                    found = [each for each in paths if target == each or target.startswith(f"{each}/")]
+                    if found:
+                        return found[0]
+        return ""
+
     def is_suspended(self) -> bool:
         """Whether the leader is stopped (SIGSTOP, Ctrl+Z, Slurm's suspend)."""
         found = process_info(self.leader)
@@ -2192,7 +2208,11 @@ class Ending:
         changed = [name for name, look in self.look.items() if look != before.get(name)]
         grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
         self.short_saves = 0 if grows else self.short_saves + 1
-        return changed[0] if changed else None
+        if changed:
+            return changed[0]
+        # A save may pause for longer than lies between two looks.
+        names = {os.path.realpath(os.path.join(self.rules.folder, name)): name for name in self.look}
+        return names.get(self.group.writes_to(names))
 
     def send_next(self, now: float) -> str:
         last = signal_name(self.sent[-1]) if self.sent else ""
@@ -2607,6 +2627,7 @@ class Process:
     def step_lingering(self, now: float) -> None:
         left = self.group.members()
         if not left:
+            self.ended_at = now if self.ending else self.ended_at  # a wrapper dies before what it has wrapped
             self.enter(Phase.DRAINING, now + GIVE_UP if self.is_hurried else math.inf)
             self.launch.drain()
         elif self.ending:
@@ -2996,7 +3017,7 @@ def compared(result: Result) -> dict[str, Any]:
 
 def seed_group(group: Sequence[Result]) -> Row:
     """Its name is that of an experiment without the seed, or what the names begin with."""
-    names = [re.sub(r"__seed_[^_]*", "", each.config_name) for each in group]
+    names = [re.sub(r"__seed_[^_]*|.*/", "", each.config_name) for each in group]
     done = [each.metrics for each in group if each.status is Status.COMPLETED]
     row: Row = {"name": os.path.commonprefix(names), "settings": compared(group[0])}
     row.update(completed=len(done), total=len(group))
@@ -3752,9 +3773,11 @@ def read_curves(
     drawn = []
     for stream in ("stdout", "stderr"):
         path = os.path.join(folder, LOGS[stream])
-        curve = curves.setdefault(path, Curve(patterns=patterns))
-        curve.update(path, limit)
-        drawn.append(curve.drawn())
+        if path not in curves:
+            configs = [os.path.join(folder, name) for name in names_in(folder, r"config_used\..*")]
+            curves[path] = Curve(lines_like_metrics(*map(bytes_of, configs)), patterns)
+        curves[path].update(path, limit)
+        drawn.append(curves[path].drawn())
     return {kind: max((each[kind] for each in drawn), key=len) for kind in ("val", "train")}
 
 
@@ -4205,6 +4228,12 @@ def discard(log: Log) -> None:
     log.close()
 
 
+def is_unreadable(checkpoint: str, stderr: str) -> bool:
+    """Whether an error says that a checkpoint can't be read, or lacks one of its files."""
+    lacks_part = rf"No such file or directory: .*{re.escape(os.path.basename(checkpoint))}/"
+    return re.search(lacks_part, stderr) is not None or BROKEN_CHECKPOINT.search(stderr) is not None
+
+
 def set_checkpoint_aside(checkpoint: str) -> str:
     """Rename a checkpoint that can't be read; its copy takes its place. Returns what was done; raises OSError."""
     remove_tree(copy_path(checkpoint))  # it can't be read, either
@@ -4263,6 +4292,7 @@ class Batch:
         copied = [each.config for each in job.plan if each.launched_config != each.config]
         self.watch = CodeWatch(working_directory, job.options.train_script, copied)
         self.unanswered = 0  # questions to it
+        self.changed_before: list[str] = []  # in what the code differs from that of the runs of this batch before
         self.script_lines = lines_like_metrics(bytes_of(job.options.train_script))
         self.patterns = compile_metrics(job.options.metrics)
         self.share: dict[str, str] = {}  # of the cores, as variables for each training
@@ -4428,6 +4458,8 @@ class Batch:
 
     def on_code(self, folder: str, record: dict[str, Any], result: Optional[Result], state: CodeState) -> None:
         self.unanswered -= 1
+        if result is None:  # the first answer
+            self.compare_code(record.get("git"), state)
         record["git"] = state.git
         self.recorder.renew()
         if state.note:
@@ -4437,9 +4469,19 @@ class Batch:
         if result and self.results[result.config_name] is result:  # else the directory is a later attempt's by now
             self.note_code(result, record, state.changed)
 
+    def compare_code(self, before: Any, state: CodeState) -> None:
+        """Find out whether a batch that is resumed goes on with the code that it had."""
+        if not isinstance(before, dict) or not state.git:
+            return
+        if before.get("commit") != state.git["commit"]:
+            self.changed_before = [f"commit {before.get('commit')} is {state.git['commit']}"]
+        elif bytes_of(os.path.join(self.folder, PATCH)) != state.patch:
+            self.changed_before = ["what isn't committed"]
+
     def note_code(self, result: Result, metadata: dict[str, Any], changed: Sequence[str]) -> None:
         """Keep which code an attempt runs, or ran, and warn where the batch began with another."""
         self.recorder.save_json(os.path.join(self.folder, result.config_name, METADATA), metadata)
+        changed = [*self.changed_before, *changed]
         if changed:
             self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
             self.recorder.changed(result)
@@ -4673,7 +4715,8 @@ class Batch:
             ending = os.path.splitext(experiment.config)[1]
             config_used[f"config_used{ending}"] = bytes_of(experiment.launched_config) or planned
         own_lines = self.script_lines | lines_like_metrics(planned)  # a trainer that prints them says nothing
-        readers = {stream: LineReader(own_lines, self.patterns) for stream in ("stdout", "stderr")}
+        was_finite = bool(up.checkpoint) and before.metrics.step is not None
+        readers = {each: LineReader(own_lines, self.patterns, was_finite) for each in ("stdout", "stderr")}
         return Attempt(result, slot, folder, up, metadata, config_used, readers)
 
     def begin(self, attempt: Attempt, logs: Mapping[str, Log]) -> None:
@@ -4818,7 +4861,7 @@ class Batch:
             if before and not os.path.exists(before):
                 os.rename(before + ASIDE, before)
                 self.say(f"{name}: failed without {os.path.basename(before)} as well, which has its name back")
-            if before or not checkpoint or not BROKEN_CHECKPOINT.search(result.stderr_tail):
+            if before or not checkpoint or not is_unreadable(checkpoint, result.stderr_tail):
                 return False
             done = set_checkpoint_aside(checkpoint)
         except OSError as error:
@@ -4850,11 +4893,12 @@ class Batch:
         if may_pass and self.retries[name] < self.options.retries:
             self.retries[name] += 1
             self.say(f"{name}: retry {self.retries[name]} of {self.options.retries} follows")
+            self.plan[name].starts_over = False  # once is enough
             self.waiting.append(self.plan[name])
             return
         self.failed.add(name)
         if len(self.failed) == self.options.max_failures:
-            self.stop_launching(f"{len(self.failed)} experiments have failed (--max_failures)")
+            self.stop_launching(f"{count_of(len(self.failed), 'experiment')} failed (--max_failures)")
 
     def end(self) -> int:
         """Write and say how the batch ended; returns the exit code."""
@@ -5270,6 +5314,7 @@ def plan_new(job: Job) -> list[Experiment]:
     options, planner = job.options, job.planner
     configs = expand_configs(options.configs, planner, job.notes) if options.configs else []
     whole = planner.plan(options, configs)
+    on_device(options, planner, whole[0], job.slots[0])  # raises where the trainer knows no device
     job.plan = take_shard(whole, options.shard or "1/1")
     job.to_run = [each.name for each in job.plan]
     told = [f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)]
@@ -5285,8 +5330,12 @@ def resume_batch(given: dict[str, Any]) -> int:
     lock = None if "dry_run" in given else hold_batch(folder)
     stored = read_batch(folder, is_holder=True)
     options = resumed_options(stored, given)
-    stored.folder = go_where(str(stored.summary.get("working_directory")), folder)
-    job = prepare(given, options, [f"resuming {folder}", *stored.notes])
+    here = os.getcwd()
+    stored.folder = go_where(stored.summary, folder)
+    notes = [f"resuming {folder}", *stored.notes]
+    if os.getcwd() != here:
+        notes.append(f"working in {os.getcwd()}, where the batch was started")
+    job = prepare(given, options, notes)
     job.folder, job.results = stored.folder, stored.results
     plan_again(job, stored)
     before, facts = stored.summary, facts_of(job)
@@ -5303,7 +5352,6 @@ def resume_batch(given: dict[str, Any]) -> int:
     signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     resume = {"time": now_iso(), "command": [*program(), *sys.argv[1:]], "overrides": options.overrides}
     before["resumes"] = [*stored.facts.resumes, resume]
-    before.pop("git", None)
     before.pop("stopped_because", None)
     return run_job(job, {**before, **facts}, lock)
 
@@ -5346,9 +5394,13 @@ def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
     return Options(**{**kept, **given})
 
 
-def go_where(place: str, folder: str) -> str:
-    """Work where the batch was started, where that directory is still there; returns the batch's path from there."""
-    if not os.path.isdir(place):
+def go_where(summary: Mapping[str, Any], folder: str) -> str:
+    """Work where the batch was started, where that directory is still there; but where the user is, if the batch was
+    moved or copied, and its trainer is here. Returns the batch's path from there."""
+    place, script = str(summary.get("working_directory")), str(summary.get("train_script"))
+    began_as = os.path.join(place, str(summary.get("experiment_dir")))
+    has_moved = os.path.realpath(began_as) != os.path.realpath(folder)
+    if not os.path.isdir(place) or (has_moved and os.path.exists(script)):
         return folder
     folder = os.path.abspath(folder)
     os.chdir(place)
@@ -5370,6 +5422,7 @@ def plan_again(job: Job, stored: StoredBatch) -> None:
             now = {**before.overrides, **overrides}
             job.to_run.append(before.name)
             job.plan.append(job.planner.experiment(before.name, before.config, now, before.point, source))
+            job.plan[-1].starts_over = overrides.get("init_from") == "scratch"
         else:
             job.plan.append(plan_unchanged(job.planner, before, source))
             if result.diverged or overrides:

@@ -224,7 +224,7 @@ class StopTest(PhaseCase):
         self.at(process, 209.9, Phase.LINGERING, [INT])
         self.group.alive = []
         self.at(process, 209.95, Phase.DRAINING)
-        self.assertEqual((self.group.got, process.ended_at), ([INT], 200.1))
+        self.assertEqual((self.group.got, process.ended_at), ([INT], 209.95))  # by then all of it has ended
 
     def test_a_trainer_under_a_dead_wrapper_gets_term_and_kill_in_its_turn_and_is_given_up(self) -> None:
         process = self.stopped(FakeGroup(WORKER, leader_dies_of=[INT]))
