@@ -1,0 +1,163 @@
+"""What somebody who knew only the README managed to lose or to be misled by; each was seen, and then mended."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.support import RunnerCase
+
+TRAINER = """
+init_from = "scratch"
+learning_rate = 0.1
+print("began", overrides.get("init_from", "anew"), sorted(os.listdir(out_dir)), flush=True)
+"""
+FAILS_AFTER_SAVING = TRAINER + "open(os.path.join(out_dir, 'ckpt.pt'), 'w').close()\nsys.exit(3)\n"
+# It writes a part of its only checkpoint, pauses with the file open, and writes the rest when it is told to.
+PAUSES = """
+file = open(os.path.join(out_dir, "ckpt.pt"), "w")
+file.write("a part, ")
+file.flush()
+print("ready", flush=True)
+await_file("go")
+file.write("the rest")
+file.close()
+live_on()
+"""
+SHARDS = """
+def save(step, shards):
+    folder = os.path.join(out_dir, f"step-{step}")
+    os.makedirs(folder, exist_ok=True)
+    for shard in shards:
+        open(os.path.join(folder, f"shard{shard}"), "w").close()
+
+if overrides.get("init_from") == "resume":
+    newest = max(each for each in os.listdir(out_dir) if re.fullmatch(r"step-\\d+", each))
+    for shard in "012":
+        open(os.path.join(out_dir, newest, f"shard{shard}")).close()
+    print("read", newest)
+else:
+    save(10, "012")
+    time.sleep(0.01)  # so that the second one is the newer
+    save(20, "0")
+    sys.exit(3)
+"""
+
+
+class StopTest(RunnerCase):
+    def test_a_save_that_pauses_with_its_file_open_is_not_cut_off(self) -> None:
+        self.config("one", PAUSES)
+        runner = self.start("--configs", "one.py", "--grace", 100_000)
+        self.wait_for_line("one", b"ready\n")
+        runner.send_signal(signal.SIGINT)
+        self.wait_for_event("waiting for ckpt.pt to be written")
+        self.go("go")
+        runner.communicate(timeout=60)
+        self.assertEqual((self.batch() / "one" / "ckpt.pt").read_text(), "a part, the rest")
+
+
+class ContinueTest(RunnerCase):
+    def began(self, name: str = "one") -> list[str]:
+        """How the attempts whose log this is began."""
+        lines = self.log(name).decode().splitlines()
+        return [line.split()[1] for line in lines if line.startswith("began")]
+
+    def test_from_scratch_is_an_order_for_one_attempt(self) -> None:
+        self.config("one", FAILS_AFTER_SAVING)
+        self.forked("--configs", "one.py", "--init_from", "scratch", "--retries", 1, expect=1)
+        self.assertEqual(self.began(), ["scratch", "resume"])
+        self.forked("--resume", "--init_from=scratch", "--retries", 1, expect=1)
+        self.assertEqual(self.began(), ["scratch", "resume"])
+        self.assertTrue((self.batch() / "one" / "attempt_2").is_dir())
+        self.forked("--resume", expect=1)
+        self.assertEqual(self.began(), ["scratch", "resume", "resume", "resume"])
+
+    def test_a_checkpoint_that_lacks_a_file_is_set_aside_and_the_one_before_is_used(self) -> None:
+        self.config("one", "init_from = 'scratch'\nimport re\n" + SHARDS)
+        self.forked("--configs", "one.py", "--checkpoints", "step-*/", "--retries", 1)
+        self.assertIn(b"read step-10\n", self.log("one"))
+        self.assertTrue((self.batch() / "one" / "step-20.set_aside").is_dir())
+
+    def test_a_loss_of_nan_in_an_attempt_that_goes_on_from_a_finite_one_is_no_success(self) -> None:
+        code = (
+            "open(os.path.join(out_dir, 'ckpt.pt'), 'w').close()\ncontinues = overrides.get('init_from') == 'resume'\n"
+        )
+        code += "for n in range(3):\n    print(f'iter {n}: loss {\"nan\" if continues else 2.0}', flush=True)\n"
+        self.config("one", TRAINER + code + "sys.exit(0 if continues else 3)\n")
+        self.forked("--configs", "one.py", "--retries", 1, expect=1)
+        result = self.result("one")
+        self.assertEqual((result["status"], result["diverged"]), ("failed", True))
+        self.assertIn("the loss is nan since step 0", result["error"])
+
+    def test_a_copied_repository_goes_on_with_its_own_code(self) -> None:
+        self.config("one", FAILS_AFTER_SAVING)
+        self.forked("--configs", "one.py", expect=1)
+        there = self.dir / "copy"
+        shutil.copytree(self.dir, there, symlinks=True, ignore=shutil.ignore_patterns("copy"))
+        script = there / "train_run.py"
+        script.write_text("print('the code of the copy', flush=True)\n" + script.read_text())
+        self.run_runner("--resume", cwd=there, expect=1)
+        [log] = there.glob("experiments/experiment_*/one/stdout.log")
+        self.assertIn("the code of the copy", log.read_text())
+
+    def test_code_that_changed_between_a_stop_and_its_resume_is_told(self) -> None:
+        self.config("one", FAILS_AFTER_SAVING)
+        (self.dir / ".gitignore").write_text("experiments\n")
+        self.git("init", "-q")
+        self.git("add", "-A")
+        self.git("commit", "-qm", "first")
+        self.forked("--configs", "one.py", expect=1)
+        self.forked("--resume", expect=1)
+        self.assertEqual(self.result("one")["warnings"], [])
+        with open(self.dir / "train_run.py", "a") as file:
+            file.write("# edited\n")
+        self.forked("--resume", expect=1)
+        [warning] = self.result("one")["warnings"]
+        self.assertEqual(warning, "code has changed since the batch began: what isn't committed")
+        self.git("commit", "-qam", "second")
+        self.forked("--resume", expect=1)
+        self.assertRegex(
+            self.result("one")["warnings"][0], "code has changed since the batch began: commit [0-9a-f]{40}"
+        )
+
+    def git(self, *words: str) -> None:
+        who = {f"GIT_{role}_{what}": "somebody" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
+        subprocess.run(["git", *words], cwd=self.dir, env={**os.environ, **who}, check=True, capture_output=True)
+
+
+class TableTest(RunnerCase):
+    def test_groups_of_seeds_keep_their_names_over_several_batches(self) -> None:
+        self.config("one", "seed = 0\nprint('step 5: train loss 1.0, val loss 2.0')\n")
+        for _ in range(2):
+            self.forked("--configs", "one.py", "--sweep", "seed=1,2")
+        batches = [str(each) for each in Path(self.dir).glob("experiments/experiment_*")]
+        told = json.loads(self.forked("--status", *batches, "--json").stdout)
+        self.assertEqual([(each["name"], each["total"]) for each in told["groups"]], [("one", 4)])
+
+    def test_devices_for_a_trainer_that_knows_none_are_refused_before_anything_starts(self) -> None:
+        self.strict_trainer("learning_rate = 0.1\n")
+        self.config("one", "learning_rate = 0.2\n")
+        said = self.forked("--configs", "one.py", "--devices", "cpu,cpu", expect=2).stderr
+        self.assertIn("unknown setting 'device'", said)
+        self.assertFalse((self.dir / "experiments").exists())
+
+    def test_the_page_does_not_draw_what_the_configurator_echoes(self) -> None:
+        self.config("one", "'''\nstep 5: train loss 0.9, val loss 0.5\n'''\nprint(open(config).read())\n" + LOSSES)
+        self.forked("--configs", "one.py")
+        page = (self.batch() / "report.html").read_text()
+        self.assertIn('"val":[[1,2.0],[2,1.5]]', page)
+
+    def test_a_config_whose_only_setting_is_misspelt_is_run_and_warned_of(self) -> None:
+        self.strict_trainer("learning_rate = 0.1\n")
+        self.config("one", "learning_rate = 0.2\n")
+        self.config("two", "learning_rat = 0.3\n")
+        said = self.forked("--dry_run", "--configs", "*.py").stdout
+        self.assertIn("warning: two.py: config sets 'learning_rat'", said)
+        self.assertIn("# two: starts", said)
+
+
+LOSSES = "print('step 1: train loss 2.0, val loss 2.0')\nprint('step 2: train loss 1.5, val loss 1.5')\n"
