@@ -519,9 +519,11 @@ def config_warnings(config: Script, trainer: Script) -> list[str]:
 def as_configurator(text: str) -> Any:
     """What the trainer's configurator makes of a text: a literal, or the text itself."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
+        repr(value)  # raises ValueError for a number of thousands of digits
     except Exception:  # of some it would die: {[]: 1}
         return text
+    return value
 
 
 def trainer_form(text: str, default: Any) -> str:
@@ -1968,6 +1970,7 @@ PIPE_SIZE = 1 << 18  # bytes that a stream's pipe holds, where the kernel allows
 KILL_GAP = 0.2  # seconds: KILL never comes sooner after another signal: srun needs the time to end its remote task
 TERM_GAP = 1.0  # seconds between a late TERM and KILL
 LINGER = 2.0  # seconds that the rest of a group gets once its leader has ended by itself
+PAUSE = 3.0  # seconds that a save may pause with its file open
 LOOK = 0.25  # seconds between two looks at a checkpoint that may be being written
 QUICK_LOOK = 0.05  # the same, where each look so far has found another save, and none that goes on
 POLL = 0.05  # seconds between two looks at a group whose leader has gone: no event tells of its end
@@ -2173,6 +2176,7 @@ class Ending:
         self.hurried = self.given_up = self.has_waited = self.has_looked_round = False
         self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
         self.look: dict[str, tuple[int, int]] = {}  # at checkpoints, since the latest signal
+        self.changed_at = now  # when a look last found a change, or was the first one
         self.short_saves = 0  # looks in a row that found a new file, or a rewritten one, but none that grows
         self.deadline = now
         self.step(now)
@@ -2189,7 +2193,7 @@ class Ending:
             self.deadline = math.inf
             return ""
         may_wait = now < self.wait_until and not self.hurried
-        name = self.being_written() if may_wait else None
+        name = self.being_written(now) if may_wait else None
         if name is None:
             return self.send_next(now)
         self.deadline = now + (LOOK if self.short_saves < 3 else QUICK_LOOK)
@@ -2198,19 +2202,22 @@ class Ending:
         self.has_waited = True
         return f"waiting for {name} to be written (at most {show_duration(round(self.wait_until - now))})"
 
-    def being_written(self) -> Optional[str]:
+    def being_written(self, now: float) -> Optional[str]:
         """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
         where nothing is being written. Sizes and times are only compared with each other: NFS has its own clock."""
         before = self.look
         self.look = being_written(self.rules.folder, self.rules.checkpoints) if self.rules.folder else {}
         if self.look and not before:
+            self.changed_at = now
             return ""
         changed = [name for name, look in self.look.items() if look != before.get(name)]
         grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
         self.short_saves = 0 if grows else self.short_saves + 1
         if changed:
+            self.changed_at = now
             return changed[0]
-        # A save may pause for longer than lies between two looks.
+        if now >= self.changed_at + PAUSE:  # it hangs
+            return None
         names = {os.path.realpath(os.path.join(self.rules.folder, name)): name for name in self.look}
         return names.get(self.group.writes_to(names))
 
@@ -4898,7 +4905,7 @@ class Batch:
             return
         self.failed.add(name)
         if len(self.failed) == self.options.max_failures:
-            self.stop_launching(f"{count_of(len(self.failed), 'experiment')} failed (--max_failures)")
+            self.stop_launching(f"{len(self.failed)} experiments have failed (--max_failures)")
 
     def end(self) -> int:
         """Write and say how the batch ended; returns the exit code."""
@@ -5399,7 +5406,7 @@ def go_where(summary: Mapping[str, Any], folder: str) -> str:
     moved or copied, and its trainer is here. Returns the batch's path from there."""
     place, script = str(summary.get("working_directory")), str(summary.get("train_script"))
     began_as = os.path.join(place, str(summary.get("experiment_dir")))
-    has_moved = os.path.realpath(began_as) != os.path.realpath(folder)
+    has_moved = not (os.path.exists(began_as) and os.path.samefile(began_as, folder))
     if not os.path.isdir(place) or (has_moved and os.path.exists(script)):
         return folder
     folder = os.path.abspath(folder)

@@ -146,7 +146,7 @@ class TableTest(RunnerCase):
         self.assertFalse((self.dir / "experiments").exists())
 
     def test_the_page_does_not_draw_what_the_configurator_echoes(self) -> None:
-        self.config("one", "'''\nstep 5: train loss 0.9, val loss 0.5\n'''\nprint(open(config).read())\n" + LOSSES)
+        self.config("one", "'''\nstep 0: train loss 0.9, val loss 0.5\n'''\nprint(open(config).read())\n" + LOSSES)
         self.forked("--configs", "one.py")
         page = (self.batch() / "report.html").read_text()
         self.assertIn('"val":[[1,2.0],[2,1.5]]', page)

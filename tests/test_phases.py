@@ -9,7 +9,7 @@ import signal
 import subprocess
 import tempfile
 import unittest
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Optional
@@ -30,6 +30,10 @@ class FakeGroup(Group):
         self.alive = [LEADER, *others]
         self.dies_of, self.leader_dies_of = dies_of, leader_dies_of
         self.got: list[int] = []
+        self.is_saving = False
+
+    def writes_to(self, paths: Collection[str]) -> str:
+        return next(iter(paths)) if self.is_saving else ""
 
     def poll(self) -> Optional[Exit]:
         return self.exit
@@ -332,6 +336,15 @@ class CheckpointTest(PhaseCase):
         for now, got in ((202.0, [INT]), (203.0, [INT, TERM]), (204.0, [INT, TERM, KILL])):
             self.grow()
             self.at(process, now, got=got)
+
+    def test_a_file_that_is_held_open_is_waited_for_as_long_as_a_save_may_pause(self) -> None:
+        self.grow()
+        process = self.stopped(grace=100.0)
+        self.group.is_saving = True
+        self.at(process, 200.25, got=[])
+        self.assertEqual(process.remarks, ["waiting for ckpt_5.pt to be written (at most 3m20s)"])
+        self.at(process, 202.9, got=[])
+        self.at(process, 203.2, got=[INT])
 
     def test_kill_is_put_off_while_the_last_checkpoint_is_being_written(self) -> None:
         process = self.stopped(grace=4.0)

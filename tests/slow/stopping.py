@@ -37,7 +37,7 @@ class SlowSaveTest(StoppingCase):
         self.assert_whole("one/ckpt.pt")
         self.assertEqual((self.result("one")["return_code"], self.result("one")["status"]), (0, "interrupted"))
 
-    def test_a_save_that_hangs_is_not_waited_for_and_who_handles_neither_signal_is_killed(self) -> None:
+    def test_a_save_that_hangs_is_not_waited_for_for_ever_and_who_handles_neither_signal_is_killed(self) -> None:
         self.training("hangs", HANGS)
         self.training("deaf", DEAF_TO_BOTH)
         self.interrupt(self.start_ready("hangs", "deaf", args=["--grace", "0.3"]))
@@ -45,7 +45,6 @@ class SlowSaveTest(StoppingCase):
             self.assertEqual((self.result(name)["status"], self.result(name)["signal"]), ("interrupted", "SIGKILL"))
             self.assertIn(f"{name}: did not end on SIGINT, gets SIGTERM\n", self.master_log())
             self.assertIn(f"{name}: did not end on SIGTERM, killed\n", self.master_log())
-        self.assertNotIn("waiting for", self.master_log())
 
     def test_a_killed_runners_guardian_waits_as_a_stop_does(self) -> None:
         # It prints no more once it saves: the pipe has no reader then.
