@@ -1847,9 +1847,11 @@ def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Patt
         result = own
     metadata = read_own(folder, METADATA)
     begun = from_json(Result, {**metadata, "attempts": metadata.get("attempt")})
-    if begun.attempts > result.attempts:
-        result.status, result.attempts = Status.RUNNING, begun.attempts
-        result.start_time, result.attempt_history = begun.start_time, begun.attempt_history
+    if begun.attempts > result.attempts:  # what is known of the attempt before isn't true of this one
+        kept = ("config_name", "config_path", "overrides", "settings", "max_iters", "metrics", "total_seconds")
+        result = Result(**{key: getattr(result, key) for key in kept}, status=Status.RUNNING)
+        result.attempts, result.start_time = begun.attempts, begun.start_time
+        result.attempt_history = begun.attempt_history
     if result.status is Status.RUNNING:
         read_progress(result, folder, patterns)
         if not held:
@@ -1906,7 +1908,7 @@ def move_aside(folder: str, attempt: int) -> None:
     """Move all that an earlier attempt left to attempt_N/; its metadata last, so that a crash half-way is seen."""
     target = os.path.join(folder, f"attempt_{attempt}")
     os.makedirs(target, exist_ok=True)
-    names = names_in(folder, r"(?!attempt_\d+$).*")
+    names = names_in(folder, rf"(?!attempt_\d+$)(?!.*{re.escape(ASIDE)}$).*")
     for name in sorted(names, key=METADATA.__eq__):
         place = os.path.join(target, name)
         while os.path.lexists(place):
@@ -1944,14 +1946,18 @@ def keep_copy(checkpoint: str) -> None:
     target = copy_path(checkpoint)
     part = f"{os.path.splitext(target)[0]}.part"
     remove_tree(part)
-    if os.path.isdir(checkpoint):
-        shutil.copytree(checkpoint, part)
-    elif not reflink(checkpoint, part):
-        if shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * os.path.getsize(checkpoint):
+    is_shared = os.path.isfile(checkpoint) and reflink(checkpoint, part)
+    try:
+        if not is_shared and shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * look_at(checkpoint)[0]:
             return
-        shutil.copyfile(checkpoint, part)
-    shutil.copystat(checkpoint, part)
-    os.rename(part, target)
+        if os.path.isdir(checkpoint):
+            shutil.copytree(checkpoint, part)
+        elif not is_shared:
+            shutil.copyfile(checkpoint, part)
+        shutil.copystat(checkpoint, part)
+        os.rename(part, target)
+    finally:
+        remove_tree(part)
 
 
 def reflink(path: str, copy: str) -> bool:
@@ -2119,7 +2125,9 @@ class Group:
 
     def writes_to(self, paths: Collection[str]) -> str:
         """Which of these files and directories the training has open for writing; empty where none is known to be."""
-        for pid in (self.leader, *self.members(), *self.strays):
+        if paths:
+            self.remember_strays()
+        for pid in (self.leader, *self.members(), *self.strays) if paths else ():
             for number in names_in(f"/proc/{pid}/fd", r"\d+"):
                 flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
                 if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
@@ -2212,7 +2220,7 @@ class Ending:
             return ""
         changed = [name for name, look in self.look.items() if look != before.get(name)]
         grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
-        self.short_saves = 0 if grows else self.short_saves + 1
+        self.short_saves = self.short_saves + 1 if changed and not grows else 0
         if changed:
             self.changed_at = now
             return changed[0]
@@ -3703,6 +3711,7 @@ RELOAD = 10  # seconds after which the page of a running batch reads itself anew
 PACES = {SUMMARY: (0.05, 20.0), REPORT: (2.0, 50.0)}  # between two: seconds, or times what one takes if that is more
 PAGE_BYTES = 64 << 20  # of each log, read for the page at a time while the batch runs
 PATCH_BYTES = 10 << 20
+DIFF = "diff --binary --no-ext-diff --no-textconv --no-color --src-prefix=a/ --dst-prefix=b/".split()
 GIT_PATIENCE = 60.0  # seconds for one call of git
 SLOW_GIT = 30.0  # seconds that the end waits for its last answer
 MAX_FOLDERS = 10_000  # of a repository, that are watched
@@ -3922,8 +3931,9 @@ class Recorder:
                 write()
                 self.failed.pop(path, None)
             except Exception as error:  # whatever it is, the scribe must go on
+                if path not in self.failed:
+                    self.on_write_error(path, error)
                 self.failed[path] = job
-                self.on_write_error(path, error)
             self.costs[path] = time.monotonic() - began
 
         self.scribe.put(job, path)
@@ -4063,10 +4073,10 @@ class CodeWatch(threading.Thread):
         self.known = {os.path.join(self.root, name) for _, name in files}
         if "oid" not in heads:
             return state
-        state.patch = self.git("diff", "HEAD", "--binary")
+        state.patch = self.git(*DIFF, "HEAD")
         for tag, name in files:
             if tag == "?" and len(state.patch) <= PATCH_BYTES:
-                state.patch += self.git("diff", "--binary", "--no-index", "--", os.devnull, name)
+                state.patch += self.git(*DIFF, "--no-index", "--", os.devnull, name)
         if len(state.patch) > PATCH_BYTES:
             state.note = f"the code differs from its commit by {len(state.patch) >> 20} MB, which aren't kept"
             state.patch = b""
@@ -4137,6 +4147,11 @@ class Attempt:
     stopped_as: Status = Status.TIMEOUT  # unless the batch has ended it for another reason
     process: Process = field(init=False)  # from its start on
     tees: list[Tee] = field(init=False)
+
+    def stderr(self) -> str:
+        """The end of what this attempt has written there."""
+        path = os.path.join(self.folder, LOGS["stderr"])
+        return read_tail(path, start=self.stderr_start).decode(errors="replace")
 
     def own_files(self) -> dict[str, bytes]:
         """What stands beside its logs from its start on."""
@@ -4299,6 +4314,7 @@ class Batch:
         copied = [each.config for each in job.plan if each.launched_config != each.config]
         self.watch = CodeWatch(working_directory, job.options.train_script, copied)
         self.unanswered = 0  # questions to it
+        self.patch_now = b""  # by what the code of a resumed batch differs from its commit, where it has changed
         self.changed_before: list[str] = []  # in what the code differs from that of the runs of this batch before
         self.script_lines = lines_like_metrics(bytes_of(job.options.train_script))
         self.patterns = compile_metrics(job.options.metrics)
@@ -4465,25 +4481,30 @@ class Batch:
 
     def on_code(self, folder: str, record: dict[str, Any], result: Optional[Result], state: CodeState) -> None:
         self.unanswered -= 1
-        if result is None:  # the first answer
-            self.compare_code(record.get("git"), state)
-        record["git"] = state.git
-        self.recorder.renew()
         if state.note:
             self.say(state.note)
-        if state.patch:
-            self.save_files(folder, {PATCH: state.patch})
-        if result and self.results[result.config_name] is result:  # else the directory is a later attempt's by now
+        if result is None and isinstance(record.get("git"), dict):  # the first answer, in a batch that is resumed
+            self.compare_code(record["git"], state)
+            return
+        record["git"] = state.git
+        self.recorder.renew()
+        is_current = result is None or self.results[result.config_name] is result
+        patch = state.patch or self.patch_now
+        if patch and is_current:  # else the directory is a later attempt's by now
+            self.save_files(folder, {PATCH: patch})
+        if result and is_current:
             self.note_code(result, record, state.changed)
 
-    def compare_code(self, before: Any, state: CodeState) -> None:
-        """Find out whether a batch that is resumed goes on with the code that it had."""
-        if not isinstance(before, dict) or not state.git:
+    def compare_code(self, before: Mapping[str, Any], state: CodeState) -> None:
+        """Find out whether a batch that is resumed goes on with the code that it began with. What the code differs by
+        from its commit now is kept with the attempts; with the batch stays what it was at the beginning."""
+        if not state.git:
             return
         if before.get("commit") != state.git["commit"]:
             self.changed_before = [f"commit {before.get('commit')} is {state.git['commit']}"]
         elif bytes_of(os.path.join(self.folder, PATCH)) != state.patch:
             self.changed_before = ["what isn't committed"]
+        self.patch_now = state.patch if self.changed_before else b""
 
     def note_code(self, result: Result, metadata: dict[str, Any], changed: Sequence[str]) -> None:
         """Keep which code an attempt runs, or ran, and warn where the batch began with another."""
@@ -4606,7 +4627,6 @@ class Batch:
         try:
             self.check_room()
             if planned.problem:
-                result.attempts, result.attempt_history = before.attempts, before.attempt_history
                 raise UsageError(planned.problem)
             if before.attempts and not is_prepared:
                 self.prepare(planned, slot, before.attempts)
@@ -4793,8 +4813,10 @@ class Batch:
 
     def end_unstarted(self, planned: Experiment, result: Result, error: Exception) -> None:
         """An attempt could not be launched, and that is its end."""
+        if planned.problem:  # no attempt has begun: what is known of the last one stays
+            result = replace(self.results[planned.name], hint=None)
         self.results[planned.name] = result
-        result.duration_seconds = 0.0
+        result.duration_seconds = result.duration_seconds or 0.0
         result.status, result.error = Status.FAILED, str(error)
         if not isinstance(error, UsageError):
             result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
@@ -4811,13 +4833,14 @@ class Batch:
         if not process.is_stuck:
             process.launch.close()
             self.free.append(attempt.slot)
-        elif not self.free and not self.running:
+        elif not (self.free or self.running or self.preparing):
             self.stop_launching("no slot is left: what ran in them can't be killed")
+        if process.is_unkillable:  # no second one beside it
+            self.retries[attempt.result.config_name] = self.options.retries
         self.take_news(attempt)
         self.conclude(attempt)
         self.put_back_files(attempt)
-        if not self.sets_checkpoint_aside(attempt):
-            self.end_attempt(attempt.result)
+        self.end_attempt(attempt.result, self.sets_checkpoint_aside(attempt))
 
     def conclude(self, attempt: Attempt) -> None:
         """Tell from a training that is over how its attempt ended."""
@@ -4830,8 +4853,7 @@ class Batch:
         if ended:
             result.return_code, result.cpu_seconds = ended.return_code, ended.cpu_seconds
             result.max_rss_bytes = ended.max_rss_bytes
-        stderr = read_tail(os.path.join(folder, LOGS["stderr"]), start=attempt.stderr_start).decode(errors="replace")
-        for text in judge(result, self.stop_of(attempt), stderr, self.planner.script.strict):
+        for text in judge(result, self.stop_of(attempt), attempt.stderr(), self.planner.script.strict):
             self.warn(result, text)
         for newest in checkpoints(folder, self.options.checkpoints)[:1]:
             result.final_checkpoint = newest
@@ -4868,7 +4890,7 @@ class Batch:
             if before and not os.path.exists(before):
                 os.rename(before + ASIDE, before)
                 self.say(f"{name}: failed without {os.path.basename(before)} as well, which has its name back")
-            if before or not checkpoint or not is_unreadable(checkpoint, result.stderr_tail):
+            if before or not checkpoint or not is_unreadable(checkpoint, attempt.stderr()):
                 return False
             done = set_checkpoint_aside(checkpoint)
         except OSError as error:
@@ -4879,7 +4901,7 @@ class Batch:
         self.waiting.appendleft(self.plan[name])
         return not self.obstacle
 
-    def end_attempt(self, result: Result) -> None:
+    def end_attempt(self, result: Result, is_tried_again: bool = False) -> None:
         """The one place in which an attempt ends: it is recorded, counted, said, and perhaps taken up again."""
         folder = os.path.join(self.folder, result.config_name)
         result.end_time = now_iso()
@@ -4888,9 +4910,10 @@ class Batch:
         for line in [end_in_line(result), *(result.traceback or "").splitlines()]:
             self.say(line)
         if result.status is Status.COMPLETED:
-            for copy in names_in(folder, r"\.kept_.*"):
-                remove_tree(os.path.join(folder, copy))
-        elif result.status in FAILURES:
+            for place in {folder, *map(os.path.dirname, checkpoints(folder, self.options.checkpoints))}:
+                for copy in names_in(place, r"\.kept_.*"):
+                    remove_tree(os.path.join(place, copy))
+        elif result.status in FAILURES and not is_tried_again:
             self.count_failure(result)
         self.retry_at = 0.0  # its end may have made room
 
@@ -4913,9 +4936,10 @@ class Batch:
         while self.unanswered and not self.stopped_by and time.monotonic() < patience:
             self.take_events(1.0)
         counts = count_statuses(self.results.values())
-        is_finished = not self.stopped_by and not counts["pending"]
+        is_finished = not (self.stopped_by or self.waiting or self.preparing or counts["pending"])
         self.recorder.head.update(state="finished" if is_finished else "interrupted", end_time=now_iso())
         is_saved = self.recorder.finish(self.results)
+        self.take_events(0.0)  # what could not be written is said
         is_all_well = is_saved and is_finished and counts["completed"] == len(self.plan)
         self.say_end(is_all_well)
         return 128 + self.stopped_by if self.stopped_by else int(not is_all_well)
@@ -5146,11 +5170,15 @@ def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job
     return Job(options, planner, find_slots(options), notes)
 
 
-def check(options: Options) -> None:
+def working_directory() -> str:
     try:
-        os.getcwd()
+        return os.getcwd()
     except OSError:
         raise UsageError("the working directory has been removed; cd to another one") from None
+
+
+def check(options: Options) -> None:
+    working_directory()
     swept = ",".join(options.sweep).split(",")
     for key in options.overrides.keys() & swept:
         raise UsageError(f"--{key}: not allowed with --sweep {key}")
@@ -5193,7 +5221,7 @@ def all_gpus() -> list[str]:
 
 def settle(job: Job) -> dict[str, bytes]:
     """Complete what is known of each experiment, now that all are planned. Returns what is to be frozen."""
-    planner, keys = job.planner, differing(job.plan)
+    planner, keys, to_run = job.planner, differing(job.plan), set(job.to_run)
     originals = {each.source: each.config for each in job.plan if each.source}
     names = frozen_names(job.folder, originals)
     # A configurator gets the frozen copy, unless it matters to it where the config lies.
@@ -5202,13 +5230,18 @@ def settle(job: Job) -> dict[str, bytes]:
         each.frozen = names.get(each.source, "")
         each.launched_config = each.config
         takes_this = takes_copy and not planner.read(each.source).uses_file
-        if each.frozen and (takes_this or not os.path.exists(each.config)):
+        # What was interrupted goes on with its copy, where its original was edited.
+        is_other = planner.read(each.source).source != planner.read(each.config).source
+        if each.frozen and (takes_this or is_other):
             each.launched_config = os.path.join(job.folder, PLAN, each.frozen)
         result = job.results.setdefault(each.name, Result(config_name=each.name))
-        result.config_path, result.overrides = each.config, each.values
-        result.settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
-        iterations = each.settings.get("max_iters")
-        result.max_iters = iterations if isinstance(iterations, int) else None
+        settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
+        if each.name in to_run:
+            iterations = each.settings.get("max_iters")
+            result.config_path, result.overrides, result.settings = each.config, each.values, settings
+            result.max_iters = iterations if isinstance(iterations, int) else None
+        else:  # it ran with what the trainer's defaults were then
+            result.settings = {**settings, **result.settings}
         relocate(result, os.path.join(job.folder, each.name))
     return {source: planner.read(source).source for source in originals}
 
@@ -5337,11 +5370,11 @@ def resume_batch(given: dict[str, Any]) -> int:
     lock = None if "dry_run" in given else hold_batch(folder)
     stored = read_batch(folder, is_holder=True)
     options = resumed_options(stored, given)
-    here = os.getcwd()
+    here = working_directory()
     stored.folder = go_where(stored.summary, folder)
     notes = [f"resuming {folder}", *stored.notes]
-    if os.getcwd() != here:
-        notes.append(f"working in {os.getcwd()}, where the batch was started")
+    if working_directory() != here:
+        notes.append(f"working in {working_directory()}, where the batch was started")
     job = prepare(given, options, notes)
     job.folder, job.results = stored.folder, stored.results
     plan_again(job, stored)
@@ -5410,7 +5443,8 @@ def go_where(summary: Mapping[str, Any], folder: str) -> str:
     if not os.path.isdir(place) or (has_moved and os.path.exists(script)):
         return folder
     folder = os.path.abspath(folder)
-    os.chdir(place)
+    with contextlib.suppress(OSError):  # it can't be entered: then where the user is
+        os.chdir(place)
     inside = os.path.relpath(folder)
     return folder if inside.startswith("..") else inside
 
@@ -5427,8 +5461,9 @@ def plan_again(job: Job, stored: StoredBatch) -> None:
         source = choose_source(job, before, result)
         if before.name in to_run:
             now = {**before.overrides, **overrides}
+            point = {key: text for key, text in before.point.items() if key not in overrides}
             job.to_run.append(before.name)
-            job.plan.append(job.planner.experiment(before.name, before.config, now, before.point, source))
+            job.plan.append(job.planner.experiment(before.name, before.config, now, point, source))
             job.plan[-1].starts_over = overrides.get("init_from") == "scratch"
         else:
             job.plan.append(plan_unchanged(job.planner, before, source))

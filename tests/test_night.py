@@ -118,6 +118,8 @@ class ContinueTest(RunnerCase):
         self.forked("--resume", expect=1)
         [warning] = self.result("one")["warnings"]
         self.assertEqual(warning, "code has changed since the batch began: what isn't committed")
+        self.assertFalse((self.batch() / "uncommitted.patch").exists())  # it began without one
+        self.assertIn("+# edited\n", (self.batch() / "one" / "uncommitted.patch").read_text())
         self.git("commit", "-qam", "second")
         self.forked("--resume", expect=1)
         self.assertRegex(
@@ -127,6 +129,73 @@ class ContinueTest(RunnerCase):
     def git(self, *words: str) -> None:
         who = {f"GIT_{role}_{what}": "somebody" for role in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")}
         subprocess.run(["git", *words], cwd=self.dir, env={**os.environ, **who}, check=True, capture_output=True)
+
+
+class RecordTest(RunnerCase):
+    """What a maintainer found by reading: records that said less, or other things, than what had happened."""
+
+    def test_a_result_that_can_not_be_written_is_said_and_not_only_an_exit_code(self) -> None:
+        self.config("one", "os.makedirs(os.path.join(out_dir, 'experiment_result.json', 'x'))")
+        said = self.forked("--configs", "one.py", "--quiet", expect=1).stdout
+        self.assertEqual(said.count("error: can't write"), 1, said)
+
+    def test_what_is_overridden_at_a_resume_stays_for_the_next_also_where_it_was_swept(self) -> None:
+        self.config("one", FAILS_AFTER_SAVING)
+        self.forked("--configs", "one.py", "--sweep", "learning_rate=0.1,0.2", expect=1)
+        self.forked("--resume", "--learning_rate", "0.5", expect=1)
+        for command in self.planned("--resume").values():
+            self.assertIn("--learning_rate=0.5", command)
+
+    def test_what_has_completed_is_shown_with_what_it_ran_with(self) -> None:
+        self.strict_trainer("n_layer = 4\nlearning_rate = 0.1\n", "sys.exit(int(learning_rate))")
+        self.config("done", "learning_rate = 0.2\nn_layer = 3\n")
+        self.config("fails", "learning_rate = 3.0\n")
+        self.forked("--configs", "done.py", "fails.py", expect=1)
+        before = self.summary()["results"]["done"]["settings"]
+        self.strict_trainer("n_layer = 4\nlearning_rate = 0.1\nadded = 6\n", "sys.exit(int(learning_rate))")
+        self.config("done", "learning_rate = 0.3\nn_layer = 3\n")
+        self.forked("--resume", "--learning_rate", "0.0")
+        after = self.summary()["results"]["done"]["settings"]
+        self.assertEqual({key: after[key] for key in before}, before)
+
+    def test_a_config_that_breaks_later_leaves_what_the_last_attempt_was(self) -> None:
+        self.config("one", FAILS_AFTER_SAVING)
+        self.forked("--configs", "one.py", expect=1)
+        self.config("one", "learning_rate = = 1")
+        self.strict_trainer("learning_rate = 0.1\n")
+        self.forked("--resume", expect=1)
+        result = self.result("one")
+        self.assertEqual((result["attempts"], result["return_code"]), (1, 3))
+        self.assertIn("config can't be used", result["error"])
+
+    def test_an_only_checkpoint_that_was_set_aside_gets_its_name_back(self) -> None:
+        code = "init_from = 'scratch'\npath = os.path.join(out_dir, 'ckpt.pt')\n"
+        code += "if not (os.path.exists(path) or os.path.exists(path + '.set_aside')):\n    open(path, 'a').close()\n"
+        code += "if overrides.get('init_from') == 'resume':\n    print('_pickle.UnpicklingError: truncated', file=sys.stderr)\n"
+        self.config("one", code + "    print('an epilogue\\n' * 40, file=sys.stderr)\nsys.exit(3)\n")
+        self.forked("--configs", "one.py", "--retries", 1, expect=1)
+        self.assertTrue((self.batch() / "one" / "ckpt.pt").exists(), self.master_log())
+        self.assertIn("which has its name back", self.master_log())
+        self.assertEqual([each["attempt"] for each in self.result("one")["attempt_history"]], [1, 2])
+        self.assertTrue(all(each["end_time"] for each in self.result("one")["attempt_history"]))
+
+    def test_what_was_interrupted_goes_on_with_its_copy_also_where_the_original_is_handed_on(self) -> None:
+        self.config("one", "print('ready', flush=True)\nlive_on()")
+        runner = self.start("--configs", "one.py")
+        self.wait_for_line("one", b"ready\n")
+        runner.send_signal(signal.SIGINT)
+        self.ended(runner, 130)
+        self.config("one", "print('edited')")
+        said = self.forked("--resume", "--dry_run").stdout
+        self.assertIn("plan/one.py --out_dir", said)
+
+    def test_a_batch_with_experiments_that_were_not_tried_again_is_not_finished(self) -> None:
+        for name in ("one", "two"):
+            self.config(name, "sys.exit(3)")
+        self.forked("--configs", "one.py", "two.py", expect=1)
+        self.assertEqual(self.summary()["state"], "finished")
+        self.forked("--resume", "--max_failures", 1, expect=1)
+        self.assertEqual(self.summary()["state"], "interrupted")
 
 
 class TableTest(RunnerCase):
