@@ -70,7 +70,7 @@ RESERVED = (MASTER_LOG, SUMMARY, REPORT, LOCK, PLAN, PATCH)  # no experiment's n
 
 
 # ---------------------------------------------------------------------------------------------------- data
-# What the program speaks of, as plain records: no parsing, no files, no processes.
+# What the program speaks of, as plain records. They know nothing of parsing, of files and of processes.
 
 
 class UsageError(Exception):
@@ -222,7 +222,7 @@ def count_statuses(results: Iterable[Result]) -> dict[str, int]:
 
 
 # --------------------------------------------------------------------------------------------------- words
-# Values as people read them, and names that are safe: texts in, texts out.
+# Values as people read them, and names that are safe: texts in, texts out. Knows nothing of experiments.
 
 LONE_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")  # of a damaged file; the others stand for bytes
 
@@ -333,7 +333,7 @@ def sha256(data: bytes) -> str:
 
 # ------------------------------------------------------------------------------------------------- trainer
 # What the training script and the configs set, read with ast and never run, and how a value must be written so that
-# nanoGPT's configurator.py takes it. Knows no batches and no experiments.
+# nanoGPT's configurator.py takes it. Knows no experiments, no batches, no disks but for these files.
 
 
 class Unknown:
@@ -1380,8 +1380,8 @@ class Curve:
 
 
 # --------------------------------------------------------------------------------------------------- store
-# The batch on disk: where its files are, how they are written so that a crash leaves the old or the new one, and what
-# they tell when they are read back. It must not know of processes and views.
+# The batch on disk: where its files are, how they are written so that a crash leaves the old or the new one, what they
+# tell when they are read back, and how an attempt begins by them. It must not know of processes and views.
 
 FICLONE = 0x40049409  # Linux's ioctl by which two files share their bytes
 ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
@@ -3695,8 +3695,8 @@ const busy = () => document.hidden || one("details[open]") || String(getSelectio
 if (data.reload) setInterval(() => busy() || location.reload(), 1000 * data.reload);
 </script></body></html>"""
 # --------------------------------------------------------------------------------------------------- batch
-# The batch that runs: one loop decides, a recorder writes down, git is asked in the background. It must not know of
-# argparse.
+# One batch, or several as one, for page, table and JSON; then the batch that runs: one loop decides, a recorder writes
+# down, git is asked in the background. It must not know of argparse.
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 ECHO = 0.3  # seconds in which the same signal again is no second one: `timeout` sends it to its child and to the group
@@ -3859,7 +3859,7 @@ def batch_seconds(batch: StoredBatch) -> Optional[float]:
 
 
 class Scribe(threading.Thread):
-    """Writes the batch's files, in the order in which it was asked to: a slow disk costs the loop nothing."""
+    """Writes the batch's files in order: a slow disk costs the loop nothing."""
 
     def __init__(self) -> None:
         super().__init__(name="scribe", daemon=True)
@@ -4022,8 +4022,8 @@ class CodeWatch(threading.Thread):
         self.questions: queue.SimpleQueue[tuple[Code, Callable[[CodeState], None]]] = queue.SimpleQueue()
 
     def ask(self, tell: Callable[[CodeState], None]) -> None:
-        """Have this called, in the thread of the watch, with the code as it stands now; answers come in order. What
-        stands since the last look isn't read again."""
+        """Have this called, in the thread of the watch, with the code as it stands now; answers come in order.
+        Where a stamp differs, the files are read anew here: the answer is about the code that the next launch gets."""
         if self.code and stamps_of(self.stamps) != self.stamps:
             self.read_files()
         self.questions.put((self.code, tell))
@@ -4754,6 +4754,7 @@ class Batch:
         self.recorder.changed(result)
         with contextlib.suppress(OSError):  # what is missing is written in the end
             for file, data in attempt.own_files().items():
+                # Under a temporary name of its own: the scribe may be writing this file, too.
                 write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
         if up.checkpoint:  # so that attempts can be told apart in combined.log
             start = b"\n" if read_tail(logs["combined"].path, 1).strip(b"\n") else b""
