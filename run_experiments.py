@@ -4817,7 +4817,7 @@ class Batch:
         if planned.problem:  # no attempt has begun: what is known of the last one stays
             result = replace(self.results[planned.name], hint=None)
         self.results[planned.name] = result
-        result.duration_seconds = result.duration_seconds or 0.0
+        result.start_time, result.duration_seconds = result.start_time or now_iso(), result.duration_seconds or 0.0
         result.status, result.error = Status.FAILED, str(error)
         if not isinstance(error, UsageError):
             result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
@@ -5171,7 +5171,7 @@ def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job
     return Job(options, planner, find_slots(options), notes)
 
 
-def working_directory() -> str:
+def current_directory() -> str:
     try:
         return os.getcwd()
     except OSError:
@@ -5179,7 +5179,7 @@ def working_directory() -> str:
 
 
 def check(options: Options) -> None:
-    working_directory()
+    current_directory()
     swept = ",".join(options.sweep).split(",")
     for key in options.overrides.keys() & swept:
         raise UsageError(f"--{key}: not allowed with --sweep {key}")
@@ -5371,11 +5371,11 @@ def resume_batch(given: dict[str, Any]) -> int:
     lock = None if "dry_run" in given else hold_batch(folder)
     stored = read_batch(folder, is_holder=True)
     options = resumed_options(stored, given)
-    here = working_directory()
+    here = current_directory()
     stored.folder = go_where(stored.summary, folder)
     notes = [f"resuming {folder}", *stored.notes]
-    if working_directory() != here:
-        notes.append(f"working in {working_directory()}, where the batch was started")
+    if current_directory() != here:
+        notes.append(f"working in {current_directory()}, where the batch was started")
     job = prepare(given, options, notes)
     job.folder, job.results = stored.folder, stored.results
     plan_again(job, stored)
