@@ -5031,9 +5031,9 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "sweep": option("KEY=V1,V2", "every config with each of these; repeatable", parse_sweep, action="append"),
         "shard": option("I/N", "every N-th experiment, beginning with the I-th", a_shard),
         "train_script": option("PATH", "the training script (train_run.py)"),
-        "launcher": option("CMD", "stands before it, instead of Python; knows {name}, {dir}, {device}, {slot}"),
-        "command": option("CMD", "the whole command; knows {config}, {overrides}, {overrides:hydra}, too"),
-        "continue_with": option("ARGS", "for an attempt that continues (--init_from=resume); knows {checkpoint}, too"),
+        "launcher": option("CMD", "instead of Python; knows {name} {dir} {device} {slot}"),
+        "command": option("CMD", "the whole command; knows {config} {overrides}, too"),
+        "continue_with": option("ARGS", "when it continues (--init_from=resume); {checkpoint}"),
         "checkpoints": option("GLOB", "their names in an experiment's directory (ckpt*.pt)"),
         "base_out_dir": option("DIR", "where batches go (experiments)"),
         "metrics": option("REGEX", "how losses are printed, with named groups; repeatable", a_metric, action="append"),
@@ -5047,7 +5047,12 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "dry_run": flag("print each command and why; create nothing"),
         "follow": flag("copy the training's output to the console"),
         "quiet": flag("print nothing when all goes well"),
-        "version": {"action": "version", "version": f"run_experiments.py {__version__}"},
+        "help": {"action": "help", "help": "print this and end"},
+        "version": {
+            "action": "version",
+            "help": "print the version and end",
+            "version": f"run_experiments.py {__version__}",
+        },
     },
     "how to run it": {
         "jobs": option("N", "experiments at a time (1)", a_count),
@@ -5062,16 +5067,11 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "grace": option("SECONDS", f"from there to KILL ({GRACE:.0f})", functools.partial(a_duration, least=0)),
     },
 }
-OPTIONS: Mapping[str, dict[str, Any]] = ChainMap({"help": {}}, *GROUPS.values())
+OPTIONS: Mapping[str, dict[str, Any]] = ChainMap(*GROUPS.values())
 DESCRIPTION = """\
 Run a nanoGPT-style training script once per config file, and lose nothing.
-
-    python run_experiments.py --configs "config/*.py" --device cuda
-    python run_experiments.py --configs "config/*.py" --sweep seed=1,2 --jobs 2
-    python run_experiments.py --resume
-
-Exit codes: 0 all experiments completed; 1 some did not; 2 usage error, nothing
-was started; 75 another runner holds the batch; 128+N stopped by signal N."""
+Exit codes: 0 all completed, 1 some did not, 2 usage error, nothing was started,
+75 another runner holds the batch, 128+N stopped by signal N."""
 SETTINGS = """\
 --batch_size INT, --max_iters INT, --learning_rate FLOAT, --device STR,
 --compile BOOL, --wandb_project STR, --wandb_enabled BOOL, and any other, for
@@ -5091,6 +5091,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="run_experiments.py",
         allow_abbrev=False,
+        add_help=False,
         argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --configs PATTERN ... [options] [-- ARGS ...]",
@@ -5100,6 +5101,7 @@ def build_parser() -> Parser:
         add = parser.add_argument_group(title).add_argument
         for name, how in group.items():
             add(f"--{name}", **how)
+    parser.add_argument("-h", action="help", help=argparse.SUPPRESS)
     parser.add_argument_group("settings of the trainer", SETTINGS)
     return parser
 
