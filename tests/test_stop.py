@@ -246,7 +246,7 @@ class StopSignalTest(StopCase):
 
     def test_the_stop_signal_reaches_a_training_also_where_the_runner_was_started_to_ignore_it(self) -> None:
         """As a script's background jobs are started: `run_experiments.py … &` has SIGINT ignored."""
-        self.config("a", "print('ready')\ntry:\n    live_on()\nexcept KeyboardInterrupt:\n    print('bye')\n")
+        self.config("a", "try:\n    print('ready')\n    live_on()\nexcept KeyboardInterrupt:\n    print('bye')\n")
         ignore = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
         runner = self.start("--configs", "a.py", "--stop_signal", "INT", preexec_fn=ignore)
         self.wait_for_line("a", b"ready\n")
