@@ -80,7 +80,7 @@ class JobsTest(SlurmCase):
         self.assertEqual(self.stop(signal.SIGKILL), -9)
 
     def test_with_disable_status_and_int_a_trainer_cleans_up_and_its_exit_code_comes_through(self) -> None:
-        code = "import time, sys\nprint('ready', flush=True)\ntry:\n    time.sleep(600)\n"
+        code = "import time, sys\ntry:\n    print('ready', flush=True)\n    time.sleep(600)\n"
         code += "except KeyboardInterrupt:\n    print('cleaned up', flush=True)\n    sys.exit(5)"
         self.config("one", code)
         runner = self.srun("one", srun="srun -X -n1", args=["--stop_signal", "INT"])
