@@ -8,7 +8,9 @@ import shutil
 import signal
 import subprocess
 from pathlib import Path
+from unittest import mock
 
+import run_experiments as runner
 from tests.support import RunnerCase
 
 TRAINER = """
@@ -108,6 +110,8 @@ class ContinueTest(RunnerCase):
         self.config("one", FAILS_AFTER_SAVING)
         (self.dir / ".gitignore").write_text("experiments\n")
         self.git("init", "-q")
+        self.git("config", "color.ui", "always")  # which is not for the patch
+        self.git("config", "diff.noprefix", "true")
         self.git("add", "-A")
         self.git("commit", "-qm", "first")
         self.forked("--configs", "one.py", expect=1)
@@ -119,7 +123,9 @@ class ContinueTest(RunnerCase):
         [warning] = self.result("one")["warnings"]
         self.assertEqual(warning, "code has changed since the batch began: what isn't committed")
         self.assertFalse((self.batch() / "uncommitted.patch").exists())  # it began without one
-        self.assertIn("+# edited\n", (self.batch() / "one" / "uncommitted.patch").read_text())
+        patch = (self.batch() / "one" / "uncommitted.patch").read_text()
+        self.assertIn("\n+# edited\n", patch)
+        self.assertIn("\n+++ b/train_run.py\n", patch)
         self.git("commit", "-qam", "second")
         self.forked("--resume", expect=1)
         self.assertRegex(
@@ -147,16 +153,13 @@ class RecordTest(RunnerCase):
             self.assertIn("--learning_rate=0.5", command)
 
     def test_what_has_completed_is_shown_with_what_it_ran_with(self) -> None:
-        self.strict_trainer("n_layer = 4\nlearning_rate = 0.1\n", "sys.exit(int(learning_rate))")
-        self.config("done", "learning_rate = 0.2\nn_layer = 3\n")
-        self.config("fails", "learning_rate = 3.0\n")
+        self.strict_trainer("n_layer = 4\ncode = 0\n", "sys.exit(code)")
+        self.config("done")
+        self.config("fails", "n_layer = 3\ncode = 3\n")
         self.forked("--configs", "done.py", "fails.py", expect=1)
-        before = self.summary()["results"]["done"]["settings"]
-        self.strict_trainer("n_layer = 4\nlearning_rate = 0.1\nadded = 6\n", "sys.exit(int(learning_rate))")
-        self.config("done", "learning_rate = 0.3\nn_layer = 3\n")
-        self.forked("--resume", "--learning_rate", "0.0")
-        after = self.summary()["results"]["done"]["settings"]
-        self.assertEqual({key: after[key] for key in before}, before)
+        self.strict_trainer("n_layer = 6\ncode = 0\n", "sys.exit(code)")
+        self.forked("--resume", "--code", 0)
+        self.assertEqual(self.summary()["results"]["done"]["settings"]["n_layer"], 4)
 
     def test_a_config_that_breaks_later_leaves_what_the_last_attempt_was(self) -> None:
         self.config("one", FAILS_AFTER_SAVING)
@@ -189,6 +192,28 @@ class RecordTest(RunnerCase):
         said = self.forked("--resume", "--dry_run").stdout
         self.assertIn("plan/one.py --out_dir", said)
 
+    def test_copies_of_a_checkpoint_go_when_the_experiment_completes_wherever_it_lies(self) -> None:
+        code = "path = os.path.join(out_dir, 'ck', 'ckpt.pt')\nos.makedirs(os.path.dirname(path), exist_ok=True)\n"
+        code += "print(len(os.listdir(os.path.dirname(path))), flush=True)\nopen(path, 'a').close()\n"
+        self.config("one", TRAINER + code + "sys.exit(0 if overrides.get('init_from') else 3)\n")
+        self.forked("--configs", "one.py", "--retries", 1, "--checkpoints", "ck/*.pt")
+        self.assertIn(b"\n2\n", self.log("one"))  # the second attempt had a copy beside it
+        self.assertEqual(os.listdir(self.batch() / "one" / "ck"), ["ckpt.pt"])
+
+    def test_a_copy_that_can_not_be_made_leaves_nothing(self) -> None:
+        checkpoint = self.dir / "ckpt.pt"
+        checkpoint.write_bytes(b"weights")
+        with mock.patch("shutil.copyfile", side_effect=OSError("no space")), self.assertRaises(OSError):
+            runner.keep_copy(str(checkpoint))
+        self.assertEqual([each for each in os.listdir(self.dir) if each.startswith(".kept")], [])
+
+    def test_an_attempt_that_has_just_begun_has_nothing_of_the_one_before(self) -> None:
+        (self.dir / "experiment_metadata.json").write_text(json.dumps({"attempt": 2, "start_time": "2026-01-01"}))
+        before = runner.Result("one", attempts=1, return_code=3, error="exit code 3", hint="less", warnings=["w"])
+        found = runner.catch_up(before, str(self.dir), held=True, patterns=[])
+        self.assertEqual((found.attempts, found.status), (2, "running"))
+        self.assertEqual((found.return_code, found.error, found.hint, found.warnings), (None, None, None, []))
+
     def test_a_batch_with_experiments_that_were_not_tried_again_is_not_finished(self) -> None:
         for name in ("one", "two"):
             self.config(name, "sys.exit(3)")
@@ -206,6 +231,13 @@ class TableTest(RunnerCase):
         batches = [str(each) for each in Path(self.dir).glob("experiments/experiment_*")]
         told = json.loads(self.forked("--status", *batches, "--json").stdout)
         self.assertEqual([(each["name"], each["total"]) for each in told["groups"]], [("one", 4)])
+
+    def test_a_shard_that_has_nothing_to_do_is_not_missing(self) -> None:
+        self.config("one")
+        self.config("two")
+        for part in ("1/4", "2/4", "3/4"):
+            self.forked("--configs", "one.py", "two.py", "--shard", part, "--base_out_dir", f"shards/{part[0]}")
+        self.assertNotIn("missing", self.forked("--status", "shards/*/latest").stdout)
 
     def test_devices_for_a_trainer_that_knows_none_are_refused_before_anything_starts(self) -> None:
         self.strict_trainer("learning_rate = 0.1\n")
