@@ -2125,9 +2125,10 @@ class Group:
 
     def writes_to(self, paths: Collection[str]) -> str:
         """Which of these files and directories the training has open for writing; empty where none is known to be."""
-        if paths:
-            self.remember_strays()
-        for pid in (self.leader, *self.members(), *self.strays) if paths else ():
+        if not paths:
+            return ""
+        self.remember_strays()
+        for pid in (self.leader, *self.members(), *self.strays):
             for number in names_in(f"/proc/{pid}/fd", r"\d+"):
                 flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
                 if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
@@ -2642,7 +2643,8 @@ class Process:
     def step_lingering(self, now: float) -> None:
         left = self.group.members()
         if not left:
-            self.ended_at = now if self.ending else self.ended_at  # a wrapper dies before what it has wrapped
+            if self.ending:
+                self.ended_at = now  # a wrapper dies before what it has wrapped
             self.enter(Phase.DRAINING, now + GIVE_UP if self.is_hurried else math.inf)
             self.launch.drain()
         elif self.ending:
