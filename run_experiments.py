@@ -730,7 +730,8 @@ class Planner:
 
     def __init__(self, script: Script) -> None:
         self.script = script
-        self.examples = {**script.settings, **USUAL}  # of each setting's type, where its own value isn't known
+        # Of each setting's type, where its own value isn't known.
+        self.examples = {**USUAL, **{key: each for key, each in script.settings.items() if each is not UNKNOWN}}
         self.configs = {"": Script("")}  # without a config, of a --command, nothing is set
         known = script.settings.keys() & {"wandb_enabled", "wandb_log"}
         keeps_name = not script.path or known == {"wandb_enabled"}
@@ -1741,7 +1742,7 @@ class BatchFacts:
     sweep: dict[str, Any] = field(default_factory=dict)
     common_settings: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
-    shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest
+    shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest, experiments
     resumes: list[Any] = field(default_factory=list)
     slots: int = 1
     stopped_because: str = ""
@@ -3755,12 +3756,12 @@ def joined_results(batches: Sequence[StoredBatch], place: str) -> list[Result]:
 
 def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
     """What is wrong with shards that are looked at together."""
-    shards = [each.facts.shard for each in batches if each.facts.shard]
-    plans = {(each.get("plan_digest"), each.get("count")) for each in shards}
+    shards = [each.facts.shard for each in batches if isinstance(each.facts.shard.get("count"), int)]
+    plans = {(str(each.get("plan_digest")), each["count"]) for each in shards}
     if len(plans) > 1:
         return ["the shards are of differing plans"]
     # Of more shards than there are experiments the last ones have nothing to do.
-    wanted = max((min(each.get("count", 0), each.get("experiments", 1 << 20)) for each in shards), default=0)
+    wanted = max((min(each["count"], each.get("experiments", 1 << 20)) for each in shards), default=0)
     missing = sorted(set(range(1, wanted + 1)) - {each.get("index") for each in shards})
     return [f"of {wanted} shards these are missing: {', '.join(map(str, missing))}"] if missing else []
 

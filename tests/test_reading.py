@@ -171,6 +171,13 @@ class FormTest(unittest.TestCase):
             with self.subTest(default=default, text=text):
                 self.assertEqual(runner.trainer_form(text, default), form)
 
+    def test_a_type_that_the_script_tells_counts_before_the_usual_one(self) -> None:
+        script = runner.Script("t.py", {"compile": "auto", "device": runner.UNKNOWN, "batch_size": 8}, strict=True)
+        planner = runner.Planner(script)
+        planner.configs["c.py"] = runner.Script("c.py", opaque=True)  # it may set any of them
+        made = planner.experiment("n", "c.py", {"compile": "yes", "device": "8", "batch_size": "4"})
+        self.assertEqual(made.arguments, ["--compile=yes", "--device='8'", "--batch_size=4"])
+
     def test_numbers_and_truth_values_have_their_form_without_a_configurator_too(self) -> None:
         planner = runner.Planner(runner.Script("t.py", {"lr": 1e-3, "use": False, "n": 4}))
         made = planner.experiment("n", "", {"lr": "1", "use": "yes", "n": "8.0"})
