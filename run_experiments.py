@@ -1857,7 +1857,17 @@ def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Patt
         read_progress(result, folder, patterns)
         if not held:
             result.status, result.error = Status.INTERRUPTED, "its runner died"
+            read_end(result, folder)
     return result
+
+
+def read_end(result: Result, folder: str) -> None:
+    """How long an attempt ran whose runner has died: its logs were written to until then, at the least."""
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        began = datetime.fromisoformat(str(result.start_time)).timestamp()
+        ended = max(os.stat(os.path.join(folder, name)).st_mtime for name in LOGS.values())
+        result.duration_seconds = round(max(0.0, ended - began), 3)
+        result.total_seconds = round(or_else(result.total_seconds, 0.0) + result.duration_seconds, 3)
 
 
 def read_progress(result: Result, folder: str, patterns: Sequence[re.Pattern[bytes]]) -> None:
@@ -5373,7 +5383,11 @@ def plan_new(job: Job) -> list[Experiment]:
 
 def resume_batch(given: dict[str, Any]) -> int:
     folder = batch_to_resume(given)
-    lock = None if "dry_run" in given else hold_batch(folder)
+    lock = None
+    if "dry_run" not in given:
+        lock = hold_batch(folder)
+    elif is_held(folder):  # what is left of it changes as it runs
+        raise BatchHeld(f"another runner holds this batch: {folder}; see --status")
     stored = read_batch(folder, is_holder=True)
     options = resumed_options(stored, given)
     here = current_directory()

@@ -223,6 +223,30 @@ class RecordTest(RunnerCase):
         self.assertEqual(self.summary()["state"], "interrupted")
 
 
+class KilledTest(RunnerCase):
+    def test_the_time_of_an_attempt_whose_runner_was_killed_counts(self) -> None:
+        self.config("one", "print('ready', flush=True)\nawait_file('go')")
+        runner = self.start("--configs", "one.py")
+        self.wait_for_line("one", b"ready\n")
+        runner.kill()
+        runner.communicate()
+        self.go("go")
+        self.forked("--resume")
+        result = self.result("one")
+        [before] = result["attempt_history"]
+        self.assertEqual(before["status"], "interrupted")
+        self.assertAlmostEqual(result["total_seconds"], before["duration_seconds"] + result["duration_seconds"], 2)
+
+    def test_a_dry_run_does_not_say_of_a_batch_that_runs_what_would_be_resumed(self) -> None:
+        self.config("one", "print('ready', flush=True)\nawait_file('go')")
+        runner = self.start("--configs", "one.py")
+        self.wait_for_line("one", b"ready\n")
+        said = self.forked("--resume", "--dry_run", expect=75)
+        self.assertIn("another runner holds this batch", said.stderr)
+        self.go("go")
+        self.ended(runner, 0)
+
+
 class TableTest(RunnerCase):
     def test_groups_of_seeds_keep_their_names_over_several_batches(self) -> None:
         self.config("one", "seed = 0\nprint('step 5: train loss 1.0, val loss 2.0')\n")
