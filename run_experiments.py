@@ -15,6 +15,7 @@ if __name__ == "__main__":
     del sys.path[0]  # what is imported is the library's, whatever files lie beside this one
 import argparse
 import ast
+import bisect
 import contextlib
 import enum
 import errno
@@ -993,13 +994,15 @@ def told_in_words(plain: bytes) -> Told:
     """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
     told: Told = {}
     for match in FIELD.finditer(plain):
-        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
-    if "loss" in told and EVALUATING.match(plain):
-        told.setdefault("val_loss", told.pop("loss"))
+        name = str(match.lastgroup)
+        told.setdefault(name, match[FIELD.groupindex[name] + 1])
+    if EVALUATING.match(plain):
+        told.setdefault("val_loss", told.pop("loss", None))
+    if "step" in told:
+        return told
     for kind, pattern in UNNAMED.items():
-        found = None if "step" in told else pattern.search(plain)
-        if found:
-            told.setdefault(kind, found[1])
+        for number in pattern.findall(plain)[:1]:
+            told.setdefault(kind, number)
     return told if told.keys() & {"step", "epoch"} else {}
 
 
@@ -1015,22 +1018,19 @@ def lines_with(words: Iterable[bytes], data: bytes) -> list[bytes]:
 
 
 def loss_lines(data: bytes, most: float) -> list[bytes]:
-    """The lines that may tell a loss, or samples of them where they take more than so many bytes."""
+    """The lines that may tell a loss. Where they take more than so many bytes: those at both ends and all that may be
+    evaluations, with b"" where others are left out."""
     # Most blocks tell none, which `rfind` says twice as fast as `find`; and of a colon it is known at once.
-    if data.rfind(b"oss") < 0 and (b":" not in data or max(data.rfind(b"trl:"), data.rfind(b"tel:")) < 0):
+    words = LOSS_WORDS if b":" in data else LOSS_WORDS[:1]
+    last = max(map(data.rfind, words))
+    if last < 0:
         return []
-    return list(filter(LOSS_WORD.search, data.split(b"\n"))) if len(data) <= most else sampled_lines(data, most)
-
-
-def sampled_lines(data: bytes, most: float) -> list[bytes]:
-    """From the first to the last loss the lines at both ends and all that may be evaluations, with b"" where others are
-    left out."""
     first = next(LOSS_WORD.finditer(data)).start()
-    last = max(map(data.rfind, LOSS_WORDS))
     lines = data[data.rfind(b"\n", 0, first) + 1 : data.find(b"\n", last) + 1]
-    head, tail = lines.find(b"\n", SAMPLE) + 1, lines.rfind(b"\n", 0, -SAMPLE) + 1
-    if len(lines) <= most or head >= tail:
-        return lines_with(LOSS_WORDS, lines)
+    if len(lines) <= most:
+        return list(filter(LOSS_WORD.search, lines.split(b"\n")))
+    head = lines.find(b"\n", SAMPLE) + 1
+    tail = max(head, lines.rfind(b"\n", 0, -SAMPLE) + 1)
     between = [b"", *lines_with(EVALUATION_WORDS, lines[head:tail]), b""]
     return [*lines_with(LOSS_WORDS, lines[:head]), *between, *lines_with(LOSS_WORDS, lines[tail:])]
 
@@ -1104,7 +1104,7 @@ class LineReader:
         self.queued = False  # srun waits for its resources
         self.tail = b""
         self.last_step: Optional[int] = None
-        self.counts_steps = False  # not only epochs
+        self.counted = "epoch"  # which counts as the step until a step is told
         self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
         self.train, self.val = Watch(was_finite), Watch(was_finite)
 
@@ -1137,10 +1137,10 @@ class LineReader:
         text = plain.strip()
         if or_else(train, val) is None or text in self.ignored:
             return None
-        # An epoch counts as the step until a step is told.
-        self.counts_steps |= "step" in told
-        if "step" in told or not self.counts_steps:
-            self.last_step = number_in(int, told.get("step", told.get("epoch")))
+        if "step" in told:
+            self.counted = "step"
+        if self.counted in told:
+            self.last_step = number_in(int, told[self.counted])
         return Said(self.last_step, train, val, text[:200])
 
     def note(self, said: Said) -> None:
@@ -1178,7 +1178,8 @@ TRACEBACK = re.compile(
     r"(?m)^([ \t]*)Traceback \(most recent call last\).*\n((?:\1[ \t].*\n|\n)*)"
     r"\1((?!.*ChildFailedError|KeyboardInterrupt)\S.*(?:(?:(?<=:)\n\1|\n\1[ \t]+)\S.*)*)"
 )
-FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*(?:\n(?! *File)(.*))?')
+# The last frame, where its source stands below it.
+FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*\n(?! *File)(.+)\n(?:(?! *File).*\n)*\Z')
 REFUSED = re.compile(r"(?m)^[Uu]sage: (?:.*\n)+?((?!srun|slurm)(?:[^:\n]{1,100}: )?[eE]rror: .+)")  # argparse, click
 # A syntax error in the training script comes without a traceback, as what Python itself can't find.
 BARE_ERROR = re.compile(
@@ -1232,13 +1233,10 @@ def error_line(stderr: str) -> str:
 
 def last_exception(stderr: str) -> str:
     """The last Python traceback's exception; a bare one with its source: `AssertionError: x > 0 (a.py, line 1)`."""
-    found = TRACEBACK.findall(stderr)
-    if not found:
-        return ""
-    _, frames, lines = found[-1]
+    _, frames, lines = [("", "", ""), *TRACEBACK.findall(stderr)][-1]
     said = " ".join(lines.split())
-    for path, line, source in FRAME.findall(frames)[-1:]:
-        if source and re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
+    for path, line, source in FRAME.findall(frames):
+        if re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
             said += f": {source.strip()} ({os.path.basename(path)}, line {line})"
     return said
 
@@ -1271,7 +1269,7 @@ Look = tuple[int, int]  # bytes, and when they changed last, in ns
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     """The trainer's checkpoints, the newest first."""
-    found = paths_like(folder, pattern)
+    found = itertools.filterfalse(is_temporary, paths_like(folder, pattern))
     return sorted(found, key=lambda path: (look_at(path)[1], natural(path)), reverse=True)
 
 
@@ -1282,14 +1280,18 @@ def being_written(folder: str, pattern: str) -> dict[str, Look]:
     paths = paths_like(folder, pattern)
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
     for form in (f"*{stem}*", f".*{stem}*"):
-        paths += paths_like(folder, os.path.join(parent, form), temporary=True)
+        paths += filter(is_temporary, paths_like(folder, os.path.join(parent, form)))
     return {os.path.relpath(path, folder): look_at(path) for path in paths}
 
 
-def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
+def paths_like(folder: str, pattern: str) -> list[str]:
     found = filter(os.path.exists, glob.glob(os.path.join(glob.escape(folder), pattern)))
-    paths = [path.rstrip("/") for path in found]
-    return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
+    return [path.rstrip("/") for path in found]
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a path is called as what becomes a checkpoint once it is whole, or can't be one any more."""
+    return bool(TEMPORARY.search(os.path.basename(path)))
 
 
 def look_at(path: str) -> Look:
@@ -1312,8 +1314,7 @@ def add_point(points: list[Point], step: Optional[int], loss: Optional[float]) -
     if step is None or loss is None:
         return
     # A resumed run does these steps again, and what it says of them counts.
-    while points and points[-1][0] >= step:
-        points.pop()
+    del points[bisect.bisect_left(points, (step, -math.inf)) :]
     points.append((step, loss))
 
 
@@ -1366,9 +1367,7 @@ class Curve:
         for said in self.reader.find(lines[:size], most):
             add_point(self.points["train"], said.step, said.train)
             add_point(self.points["val"], said.step, said.val)
-        for kind, points in self.points.items():
-            if len(points) > 4 * SPANS:
-                self.points[kind] = thinned(kind, points)
+        self.points = {kind: thinned(kind, points) for kind, points in self.points.items()}
         self.offset += size
         return size
 
