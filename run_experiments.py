@@ -266,6 +266,11 @@ def shorten(text: str, most: int) -> str:
     return f"{text[:head]}..{text[-tail:]}"
 
 
+def json_number(number: float) -> Union[float, str]:
+    """A number for JSON, which has no nan and no infinity: these become texts."""
+    return number if math.isfinite(number) else str(number)
+
+
 def count_of(number: int, thing: str) -> str:
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
@@ -822,6 +827,15 @@ class Planner:
         return [*known, NO_CHECKPOINT] if experiment.settings.get("init_from") == "resume" else known
 
 
+def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
+    """The experiment with the device of its slot; a --command has that filled in."""
+    if slot.device is None or options.command:
+        return planned
+    overrides = {**planned.overrides, "device": slot.device}
+    made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
+    return replace(made, launched_config=planned.launched_config, starts_over=planned.starts_over)
+
+
 def differing(experiments: Sequence[Experiment]) -> list[str]:
     """The settings in which the experiments differ, in the order of the trainer."""
     values: defaultdict[str, set[str]] = defaultdict(set)
@@ -1027,10 +1041,9 @@ def loss_lines(data: bytes, most: float) -> list[bytes]:
         return []
     first = next(LOSS_WORD.finditer(data)).start()
     lines = data[data.rfind(b"\n", 0, first) + 1 : data.find(b"\n", last) + 1]
-    if len(lines) <= most:
+    head, tail = lines.find(b"\n", SAMPLE) + 1, lines.rfind(b"\n", 0, -SAMPLE) + 1
+    if len(lines) <= most or head >= tail:
         return list(filter(LOSS_WORD.search, lines.split(b"\n")))
-    head = lines.find(b"\n", SAMPLE) + 1
-    tail = max(head, lines.rfind(b"\n", 0, -SAMPLE) + 1)
     between = [b"", *lines_with(EVALUATION_WORDS, lines[head:tail]), b""]
     return [*lines_with(LOSS_WORDS, lines[:head]), *between, *lines_with(LOSS_WORDS, lines[tail:])]
 
@@ -1297,8 +1310,10 @@ def is_temporary(path: str) -> bool:
 def look_at(path: str) -> Look:
     """Of a directory the sum and the latest of what is in it; of what has gone (0, 0)."""
     with contextlib.suppress(OSError):
-        inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
-        sizes, times = zip(*[(state.st_size, state.st_mtime_ns) for state in map(os.stat, [path, *inside])])
+        paths = [path]
+        for place, _, names in os.walk(path):
+            paths += [os.path.join(place, name) for name in names]
+        sizes, times = zip(*[(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)])
         return sum(sizes), max(times)
     return 0, 0
 
@@ -1352,7 +1367,7 @@ class Curve:
                 if file != self.file or status.st_size < self.offset:
                     self.start_over(file)
                 end = min(status.st_size, self.offset + limit)  # a trainer that writes faster can't hold this up
-                while self.offset < end and self.take(os.pread(log.fileno(), BLOCK, self.offset)):
+                while self.take(os.pread(log.fileno(), int(min(BLOCK, end - self.offset)), self.offset)):
                     pass
         except OSError:
             self.start_over((0, 0))
@@ -1374,7 +1389,7 @@ class Curve:
     def drawn(self) -> dict[str, list[list[Any]]]:
         """The [step, loss] that the page draws; losses that are not finite become texts, as JSON wants it."""
         return {
-            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in thinned(kind, points)]
+            kind: [[step, json_number(loss)] for step, loss in thinned(kind, points)]
             for kind, points in self.points.items()
         }
 
@@ -1388,6 +1403,7 @@ ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
+KEPT = {key: usual for key, usual in vars(Options()).items() if key not in OF_ONE_START}  # options in plan.json
 
 
 # ---- files
@@ -1439,9 +1455,14 @@ def json_bytes(value: dict[str, Any]) -> bytes:
 
 
 def read_float(text: str) -> Union[float, str]:
-    """A number of a JSON file; what no float holds stays a text, for JSON has no infinity."""
-    value = float(text)
-    return value if math.isfinite(value) else text
+    return json_number(float(text))
+
+
+def an_object(value: Any, otherwise: str) -> dict[str, Any]:
+    """A value of a JSON file that must be an object; raises ValueError, with this text, for any other."""
+    if not isinstance(value, dict):
+        raise ValueError(otherwise)
+    return value
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -1451,9 +1472,7 @@ def read_json(path: str) -> dict[str, Any]:
             value = json.loads(file.read(), parse_constant=str, parse_float=read_float)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+    return an_object(value, f"{path}: not a JSON object")
 
 
 def read_own(folder: str, name: str) -> dict[str, Any]:
@@ -1467,9 +1486,7 @@ def to_json(value: Any) -> Any:
     """A form that every JSON parser takes: losses that are not finite become texts."""
     if isinstance(value, (Metrics, Result)):
         return {key: to_json(each) for key, each in vars(value).items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return json_number(value) if isinstance(value, float) else value
 
 
 def in_words(value: Any) -> Any:
@@ -1608,9 +1625,10 @@ def is_held(folder: str) -> bool:
 
 def batches_in(base: str) -> list[str]:
     """The batches below a directory, the newest last: by when they began, which renames and copies don't change."""
+    paths = [os.path.join(base, name) for name in names_in(base, ".*")]
+    found = itertools.filterfalse(os.path.islink, filter(looks_like_batch, paths))
     with contextlib.suppress(OSError):
-        paths = [each.path for each in os.scandir(base) if not each.is_symlink() and looks_like_batch(each.path)]
-        return sorted(paths, key=lambda path: (began_at(path), natural(path)))
+        return sorted(found, key=lambda path: (began_at(path), natural(path)))
     return []
 
 
@@ -1622,10 +1640,10 @@ def looks_like_batch(folder: str) -> bool:
 def began_at(folder: str) -> float:
     """When a batch began, in seconds of the epoch, as its own files tell; they may be large, but say it early."""
     for name in (SUMMARY, PLAN_JSON):
-        with contextlib.suppress(OSError, ValueError, OverflowError), open(os.path.join(folder, name), "rb") as file:
-            told = re.search(r'"start_time": "([^"]+)"', file.read(1 << 14).decode(errors="replace"))
-            if told:
-                return datetime.fromisoformat(told[1]).timestamp()
+        with contextlib.suppress(OSError, LookupError, ValueError, OverflowError):
+            with open(os.path.join(folder, name), "rb") as file:
+                told = re.findall(r'"start_time": "([^"]+)"', file.read(1 << 14).decode(errors="replace"))
+            return datetime.fromisoformat(told[0]).timestamp()
     return os.stat(folder).st_mtime
 
 
@@ -1664,13 +1682,14 @@ def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes]
 
     What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
     names = {each.source: each.frozen for each in plan}
+    digests = {}
     os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
     for path, data in sources.items():
+        digests[path] = sha256(data)
         target = os.path.join(folder, PLAN, names[path])
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             write_file(target, data)
-    digests = {path: sha256(data) for path, data in sources.items()}
     for each in plan:
         each.config_sha256 = digests.get(each.source, "")
     write_file(os.path.join(folder, PLAN_JSON), json_bytes({**head, "experiments": list(map(plan_line, plan))}))
@@ -1689,17 +1708,14 @@ def plan_line(planned: Experiment) -> dict[str, Any]:
 
 def plan_options(options: Options) -> dict[str, Any]:
     """The options that the batch's plan keeps, where they are not the defaults."""
-    usual = vars(Options())
-    return {key: value for key, value in vars(options).items() if key not in OF_ONE_START and value != usual[key]}
+    return {key: getattr(options, key) for key, usual in KEPT.items() if getattr(options, key) != usual}
 
 
 def options_from_json(summary: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The options that a batch has kept, for --resume; raises ValueError where one is none."""
     told = summary.get("options", {})
-    if not isinstance(told, dict):
-        raise ValueError(f"{where}: not options: {clean(repr(told))[:100]}")
-    kept = vars(Options()).keys() - set(OF_ONE_START)
-    known = {key: value for key, value in told.items() if key in kept}
+    an_object(told, f"{where}: not options: {clean(repr(told))[:100]}")
+    known = {key: value for key, value in told.items() if key in KEPT}
     known["train_script"] = summary.get("train_script", Options.train_script)
     check_read(from_json(Options, known), known, known, where)
     return known
@@ -1795,12 +1811,9 @@ def read_batch(folder: str, is_holder: bool = False) -> StoredBatch:
 def old_plan_line(result: Result) -> Experiment:
     """What version 1.0.0 kept of an experiment's plan."""
     used = os.path.join("..", result.config_name, "config_used" + os.path.splitext(result.config_path)[1])
-    return Experiment(result.config_name, result.config_path, as_texts(result.overrides), frozen=used)
-
-
-def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Overrides as JSON keeps them, in the form in which a user gives them: version 1.0.0 had no plan.json."""
-    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
+    # As a user would give them: it kept them only as JSON has them.
+    overrides = {key: value if isinstance(value, str) else repr(value) for key, value in result.overrides.items()}
+    return Experiment(result.config_name, result.config_path, overrides, frozen=used)
 
 
 def relocate(result: Result, place: str) -> None:
@@ -1815,9 +1828,7 @@ def relocate(result: Result, place: str) -> None:
 def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
     """The summary and its results; raises ValueError for a damaged one."""
     summary = read_json(path)
-    stored = summary.pop("results", None)
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path}: no results in it")
+    stored = an_object(summary.pop("results", None), f"{path}: no results in it")
     options_from_json(summary, path)
     return summary, {name: read_result(name, data, path) for name, data in stored.items()}
 
@@ -1825,11 +1836,10 @@ def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
 def read_result(name: str, data: Any, path: str) -> Result:
     """A result as a summary has it; raises ValueError where what a resume builds on is of a wrong type."""
     check_name(name, path)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: not an experiment: {clean(name)}")
-    result = from_json(Result, {**data, "config_name": name})
+    own = an_object(data, f"{path}: not an experiment: {clean(name)}")
+    result = from_json(Result, {**own, "config_name": name})
     result.attempts = max(0, result.attempts)
-    check_read(result, data, ("config_path", "overrides", "status", "attempts"), f"{path}: {name}")
+    check_read(result, own, ("config_path", "overrides", "status", "attempts"), f"{path}: {name}")
     return result
 
 
@@ -1843,7 +1853,7 @@ def metrics_of(summary: Mapping[str, Any]) -> list[re.Pattern[bytes]]:
 def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Pattern[bytes]]) -> Result:
     """A result as the experiment's own files tell it, which may be newer than the summary."""
     own = from_json(Result, {**read_own(folder, RESULT), "config_name": result.config_name})
-    if own.attempts and own.attempts >= result.attempts:
+    if own.attempts >= max(1, result.attempts):
         result = own
     metadata = read_own(folder, METADATA)
     begun = from_json(Result, {**metadata, "attempts": metadata.get("attempt")})
@@ -1895,15 +1905,6 @@ def take_up(experiment: Experiment, folder: str, attempts: int, options: Options
     return TakeUp("starts over: no checkpoint")
 
 
-def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
-    """The experiment with the device of its slot; a --command has that filled in."""
-    if slot.device is None or options.command:
-        return planned
-    overrides = {**planned.overrides, "device": slot.device}
-    made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
-    return replace(made, launched_config=planned.launched_config, starts_over=planned.starts_over)
-
-
 def move_aside(folder: str, attempt: int) -> None:
     """Move all that an earlier attempt left to attempt_N/; its metadata last, so that a crash half-way is seen."""
     target = os.path.join(folder, f"attempt_{attempt}")
@@ -1946,14 +1947,14 @@ def keep_copy(checkpoint: str) -> None:
     target = copy_path(checkpoint)
     part = f"{os.path.splitext(target)[0]}.part"
     remove_tree(part)
-    is_shared = os.path.isfile(checkpoint) and reflink(checkpoint, part)
     try:
-        if not is_shared and shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * look_at(checkpoint)[0]:
-            return
-        if os.path.isdir(checkpoint):
-            shutil.copytree(checkpoint, part)
-        elif not is_shared:
-            shutil.copyfile(checkpoint, part)
+        if not reflink(checkpoint, part):
+            if shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * look_at(checkpoint)[0]:
+                return
+            if os.path.isdir(checkpoint):
+                shutil.copytree(checkpoint, part)
+            else:
+                shutil.copyfile(checkpoint, part)
         shutil.copystat(checkpoint, part)
         os.rename(part, target)
     finally:
