@@ -15,6 +15,7 @@ if __name__ == "__main__":
     del sys.path[0]  # what is imported is the library's, whatever files lie beside this one
 import argparse
 import ast
+import bisect
 import contextlib
 import enum
 import errno
@@ -263,6 +264,11 @@ def shorten(text: str, most: int) -> str:
     head = most // 2 - 1
     tail = most - 2 - head
     return f"{text[:head]}..{text[-tail:]}"
+
+
+def json_number(number: float) -> Union[float, str]:
+    """A number for JSON, which has no nan and no infinity: these become texts."""
+    return number if math.isfinite(number) else str(number)
 
 
 def count_of(number: int, thing: str) -> str:
@@ -821,6 +827,15 @@ class Planner:
         return [*known, NO_CHECKPOINT] if experiment.settings.get("init_from") == "resume" else known
 
 
+def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
+    """The experiment with the device of its slot; a --command has that filled in."""
+    if slot.device is None or options.command:
+        return planned
+    overrides = {**planned.overrides, "device": slot.device}
+    made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
+    return replace(made, launched_config=planned.launched_config, starts_over=planned.starts_over)
+
+
 def differing(experiments: Sequence[Experiment]) -> list[str]:
     """The settings in which the experiments differ, in the order of the trainer."""
     values: defaultdict[str, set[str]] = defaultdict(set)
@@ -993,13 +1008,15 @@ def told_in_words(plain: bytes) -> Told:
     """The general form: `Epoch 1/9 | Step 20/900 | train_loss: 2.1 | val_loss: 2.2`, or JSON without its quotes."""
     told: Told = {}
     for match in FIELD.finditer(plain):
-        told.setdefault(str(match.lastgroup), match[int(match.lastindex or 0) + 1])
-    if "loss" in told and EVALUATING.match(plain):
-        told.setdefault("val_loss", told.pop("loss"))
+        name = str(match.lastgroup)
+        told.setdefault(name, match[FIELD.groupindex[name] + 1])
+    if EVALUATING.match(plain):
+        told.setdefault("val_loss", told.pop("loss", None))
+    if "step" in told:
+        return told
     for kind, pattern in UNNAMED.items():
-        found = None if "step" in told else pattern.search(plain)
-        if found:
-            told.setdefault(kind, found[1])
+        for number in pattern.findall(plain)[:1]:
+            told.setdefault(kind, number)
     return told if told.keys() & {"step", "epoch"} else {}
 
 
@@ -1015,22 +1032,18 @@ def lines_with(words: Iterable[bytes], data: bytes) -> list[bytes]:
 
 
 def loss_lines(data: bytes, most: float) -> list[bytes]:
-    """The lines that may tell a loss, or samples of them where they take more than so many bytes."""
+    """The lines that may tell a loss. Where they take more than so many bytes: those at both ends and all that may be
+    evaluations, with b"" where others are left out."""
     # Most blocks tell none, which `rfind` says twice as fast as `find`; and of a colon it is known at once.
-    if data.rfind(b"oss") < 0 and (b":" not in data or max(data.rfind(b"trl:"), data.rfind(b"tel:")) < 0):
+    words = LOSS_WORDS if b":" in data else LOSS_WORDS[:1]
+    last = max(map(data.rfind, words))
+    if last < 0:
         return []
-    return list(filter(LOSS_WORD.search, data.split(b"\n"))) if len(data) <= most else sampled_lines(data, most)
-
-
-def sampled_lines(data: bytes, most: float) -> list[bytes]:
-    """From the first to the last loss the lines at both ends and all that may be evaluations, with b"" where others are
-    left out."""
     first = next(LOSS_WORD.finditer(data)).start()
-    last = max(map(data.rfind, LOSS_WORDS))
     lines = data[data.rfind(b"\n", 0, first) + 1 : data.find(b"\n", last) + 1]
     head, tail = lines.find(b"\n", SAMPLE) + 1, lines.rfind(b"\n", 0, -SAMPLE) + 1
     if len(lines) <= most or head >= tail:
-        return lines_with(LOSS_WORDS, lines)
+        return list(filter(LOSS_WORD.search, lines.split(b"\n")))
     between = [b"", *lines_with(EVALUATION_WORDS, lines[head:tail]), b""]
     return [*lines_with(LOSS_WORDS, lines[:head]), *between, *lines_with(LOSS_WORDS, lines[tail:])]
 
@@ -1104,7 +1117,7 @@ class LineReader:
         self.queued = False  # srun waits for its resources
         self.tail = b""
         self.last_step: Optional[int] = None
-        self.counts_steps = False  # not only epochs
+        self.counted = "epoch"  # which counts as the step until a step is told
         self.previous: Optional[int] = None  # the step of the metric before, unless there is a hole between
         self.train, self.val = Watch(was_finite), Watch(was_finite)
 
@@ -1137,10 +1150,10 @@ class LineReader:
         text = plain.strip()
         if or_else(train, val) is None or text in self.ignored:
             return None
-        # An epoch counts as the step until a step is told.
-        self.counts_steps |= "step" in told
-        if "step" in told or not self.counts_steps:
-            self.last_step = number_in(int, told.get("step", told.get("epoch")))
+        if "step" in told:
+            self.counted = "step"
+        if self.counted in told:
+            self.last_step = number_in(int, told[self.counted])
         return Said(self.last_step, train, val, text[:200])
 
     def note(self, said: Said) -> None:
@@ -1178,7 +1191,8 @@ TRACEBACK = re.compile(
     r"(?m)^([ \t]*)Traceback \(most recent call last\).*\n((?:\1[ \t].*\n|\n)*)"
     r"\1((?!.*ChildFailedError|KeyboardInterrupt)\S.*(?:(?:(?<=:)\n\1|\n\1[ \t]+)\S.*)*)"
 )
-FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*(?:\n(?! *File)(.*))?')
+# The last frame, where its source stands below it.
+FRAME = re.compile(r'(?m)^ *File "([^"]+)", line (\d+).*\n(?! *File)(.+)\n(?:(?! *File).*\n)*\Z')
 REFUSED = re.compile(r"(?m)^[Uu]sage: (?:.*\n)+?((?!srun|slurm)(?:[^:\n]{1,100}: )?[eE]rror: .+)")  # argparse, click
 # A syntax error in the training script comes without a traceback, as what Python itself can't find.
 BARE_ERROR = re.compile(
@@ -1232,13 +1246,10 @@ def error_line(stderr: str) -> str:
 
 def last_exception(stderr: str) -> str:
     """The last Python traceback's exception; a bare one with its source: `AssertionError: x > 0 (a.py, line 1)`."""
-    found = TRACEBACK.findall(stderr)
-    if not found:
-        return ""
-    _, frames, lines = found[-1]
+    _, frames, lines = [("", "", ""), *TRACEBACK.findall(stderr)][-1]
     said = " ".join(lines.split())
-    for path, line, source in FRAME.findall(frames)[-1:]:
-        if source and re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
+    for path, line, source in FRAME.findall(frames):
+        if re.fullmatch(r"[\w.]+(?:Error|Exception)", said):
             said += f": {source.strip()} ({os.path.basename(path)}, line {line})"
     return said
 
@@ -1271,7 +1282,7 @@ Look = tuple[int, int]  # bytes, and when they changed last, in ns
 
 def checkpoints(folder: str, pattern: str = "ckpt*.pt") -> list[str]:
     """The trainer's checkpoints, the newest first."""
-    found = paths_like(folder, pattern)
+    found = itertools.filterfalse(is_temporary, paths_like(folder, pattern))
     return sorted(found, key=lambda path: (look_at(path)[1], natural(path)), reverse=True)
 
 
@@ -1282,21 +1293,27 @@ def being_written(folder: str, pattern: str) -> dict[str, Look]:
     paths = paths_like(folder, pattern)
     # `ckpt.pt.tmp`, `tmpckpt.pt`, `ckpt_tmp.pt`, `.ckpt.pt.Xy12`: a star leaves out what begins with a dot.
     for form in (f"*{stem}*", f".*{stem}*"):
-        paths += paths_like(folder, os.path.join(parent, form), temporary=True)
+        paths += filter(is_temporary, paths_like(folder, os.path.join(parent, form)))
     return {os.path.relpath(path, folder): look_at(path) for path in paths}
 
 
-def paths_like(folder: str, pattern: str, temporary: bool = False) -> list[str]:
+def paths_like(folder: str, pattern: str) -> list[str]:
     found = filter(os.path.exists, glob.glob(os.path.join(glob.escape(folder), pattern)))
-    paths = [path.rstrip("/") for path in found]
-    return [path for path in paths if bool(TEMPORARY.search(os.path.basename(path))) is temporary]
+    return [path.rstrip("/") for path in found]
+
+
+def is_temporary(path: str) -> bool:
+    """Whether a path is called as what becomes a checkpoint once it is whole, or can't be one any more."""
+    return bool(TEMPORARY.search(os.path.basename(path)))
 
 
 def look_at(path: str) -> Look:
     """Of a directory the sum and the latest of what is in it; of what has gone (0, 0)."""
     with contextlib.suppress(OSError):
-        inside = [os.path.join(place, name) for place, _, names in os.walk(path) for name in names]
-        sizes, times = zip(*[(state.st_size, state.st_mtime_ns) for state in map(os.stat, [path, *inside])])
+        paths = [path]
+        for place, _, names in os.walk(path):
+            paths += [os.path.join(place, name) for name in names]
+        sizes, times = zip(*[(state.st_size, state.st_mtime_ns) for state in map(os.stat, paths)])
         return sum(sizes), max(times)
     return 0, 0
 
@@ -1312,8 +1329,7 @@ def add_point(points: list[Point], step: Optional[int], loss: Optional[float]) -
     if step is None or loss is None:
         return
     # A resumed run does these steps again, and what it says of them counts.
-    while points and points[-1][0] >= step:
-        points.pop()
+    del points[bisect.bisect_left(points, (step, -math.inf)) :]
     points.append((step, loss))
 
 
@@ -1351,7 +1367,7 @@ class Curve:
                 if file != self.file or status.st_size < self.offset:
                     self.start_over(file)
                 end = min(status.st_size, self.offset + limit)  # a trainer that writes faster can't hold this up
-                while self.offset < end and self.take(os.pread(log.fileno(), BLOCK, self.offset)):
+                while self.take(os.pread(log.fileno(), int(min(BLOCK, end - self.offset)), self.offset)):
                     pass
         except OSError:
             self.start_over((0, 0))
@@ -1366,16 +1382,14 @@ class Curve:
         for said in self.reader.find(lines[:size], most):
             add_point(self.points["train"], said.step, said.train)
             add_point(self.points["val"], said.step, said.val)
-        for kind, points in self.points.items():
-            if len(points) > 4 * SPANS:
-                self.points[kind] = thinned(kind, points)
+        self.points = {kind: thinned(kind, points) for kind, points in self.points.items()}
         self.offset += size
         return size
 
     def drawn(self) -> dict[str, list[list[Any]]]:
         """The [step, loss] that the page draws; losses that are not finite become texts, as JSON wants it."""
         return {
-            kind: [[step, loss if math.isfinite(loss) else str(loss)] for step, loss in thinned(kind, points)]
+            kind: [[step, json_number(loss)] for step, loss in thinned(kind, points)]
             for kind, points in self.points.items()
         }
 
@@ -1389,6 +1403,7 @@ ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
+KEPT = {key: usual for key, usual in vars(Options()).items() if key not in OF_ONE_START}  # options in plan.json
 
 
 # ---- files
@@ -1440,9 +1455,14 @@ def json_bytes(value: dict[str, Any]) -> bytes:
 
 
 def read_float(text: str) -> Union[float, str]:
-    """A number of a JSON file; what no float holds stays a text, for JSON has no infinity."""
-    value = float(text)
-    return value if math.isfinite(value) else text
+    return json_number(float(text))
+
+
+def an_object(value: Any, otherwise: str) -> dict[str, Any]:
+    """A value of a JSON file that must be an object; raises ValueError, with this text, for any other."""
+    if not isinstance(value, dict):
+        raise ValueError(otherwise)
+    return value
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -1452,9 +1472,7 @@ def read_json(path: str) -> dict[str, Any]:
             value = json.loads(file.read(), parse_constant=str, parse_float=read_float)
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+    return an_object(value, f"{path}: not a JSON object")
 
 
 def read_own(folder: str, name: str) -> dict[str, Any]:
@@ -1468,9 +1486,7 @@ def to_json(value: Any) -> Any:
     """A form that every JSON parser takes: losses that are not finite become texts."""
     if isinstance(value, (Metrics, Result)):
         return {key: to_json(each) for key, each in vars(value).items()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return value
+    return json_number(value) if isinstance(value, float) else value
 
 
 def in_words(value: Any) -> Any:
@@ -1609,9 +1625,10 @@ def is_held(folder: str) -> bool:
 
 def batches_in(base: str) -> list[str]:
     """The batches below a directory, the newest last: by when they began, which renames and copies don't change."""
+    paths = [os.path.join(base, name) for name in names_in(base, ".*")]
+    found = itertools.filterfalse(os.path.islink, filter(looks_like_batch, paths))
     with contextlib.suppress(OSError):
-        paths = [each.path for each in os.scandir(base) if not each.is_symlink() and looks_like_batch(each.path)]
-        return sorted(paths, key=lambda path: (began_at(path), natural(path)))
+        return sorted(found, key=lambda path: (began_at(path), natural(path)))
     return []
 
 
@@ -1623,10 +1640,10 @@ def looks_like_batch(folder: str) -> bool:
 def began_at(folder: str) -> float:
     """When a batch began, in seconds of the epoch, as its own files tell; they may be large, but say it early."""
     for name in (SUMMARY, PLAN_JSON):
-        with contextlib.suppress(OSError, ValueError, OverflowError), open(os.path.join(folder, name), "rb") as file:
-            told = re.search(r'"start_time": "([^"]+)"', file.read(1 << 14).decode(errors="replace"))
-            if told:
-                return datetime.fromisoformat(told[1]).timestamp()
+        with contextlib.suppress(OSError, LookupError, ValueError, OverflowError):
+            with open(os.path.join(folder, name), "rb") as file:
+                told = re.findall(r'"start_time": "([^"]+)"', file.read(1 << 14).decode(errors="replace"))
+            return datetime.fromisoformat(told[0]).timestamp()
     return os.stat(folder).st_mtime
 
 
@@ -1665,13 +1682,14 @@ def freeze(folder: str, plan: Sequence[Experiment], sources: Mapping[str, bytes]
 
     What is frozen already keeps its copy, and no copy is ever written over: plan.json changes last, and whole."""
     names = {each.source: each.frozen for each in plan}
+    digests = {}
     os.makedirs(os.path.join(folder, PLAN), exist_ok=True)
     for path, data in sources.items():
+        digests[path] = sha256(data)
         target = os.path.join(folder, PLAN, names[path])
         if not os.path.exists(target):
             os.makedirs(os.path.dirname(target), exist_ok=True)
             write_file(target, data)
-    digests = {path: sha256(data) for path, data in sources.items()}
     for each in plan:
         each.config_sha256 = digests.get(each.source, "")
     write_file(os.path.join(folder, PLAN_JSON), json_bytes({**head, "experiments": list(map(plan_line, plan))}))
@@ -1690,17 +1708,14 @@ def plan_line(planned: Experiment) -> dict[str, Any]:
 
 def plan_options(options: Options) -> dict[str, Any]:
     """The options that the batch's plan keeps, where they are not the defaults."""
-    usual = vars(Options())
-    return {key: value for key, value in vars(options).items() if key not in OF_ONE_START and value != usual[key]}
+    return {key: getattr(options, key) for key, usual in KEPT.items() if getattr(options, key) != usual}
 
 
 def options_from_json(summary: Mapping[str, Any], where: str) -> dict[str, Any]:
     """The options that a batch has kept, for --resume; raises ValueError where one is none."""
     told = summary.get("options", {})
-    if not isinstance(told, dict):
-        raise ValueError(f"{where}: not options: {clean(repr(told))[:100]}")
-    kept = vars(Options()).keys() - set(OF_ONE_START)
-    known = {key: value for key, value in told.items() if key in kept}
+    an_object(told, f"{where}: not options: {clean(repr(told))[:100]}")
+    known = {key: value for key, value in told.items() if key in KEPT}
     known["train_script"] = summary.get("train_script", Options.train_script)
     check_read(from_json(Options, known), known, known, where)
     return known
@@ -1796,12 +1811,9 @@ def read_batch(folder: str, is_holder: bool = False) -> StoredBatch:
 def old_plan_line(result: Result) -> Experiment:
     """What version 1.0.0 kept of an experiment's plan."""
     used = os.path.join("..", result.config_name, "config_used" + os.path.splitext(result.config_path)[1])
-    return Experiment(result.config_name, result.config_path, as_texts(result.overrides), frozen=used)
-
-
-def as_texts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Overrides as JSON keeps them, in the form in which a user gives them: version 1.0.0 had no plan.json."""
-    return {key: value if isinstance(value, str) else repr(value) for key, value in values.items()}
+    # As a user would give them: it kept them only as JSON has them.
+    overrides = {key: value if isinstance(value, str) else repr(value) for key, value in result.overrides.items()}
+    return Experiment(result.config_name, result.config_path, overrides, frozen=used)
 
 
 def relocate(result: Result, place: str) -> None:
@@ -1816,9 +1828,7 @@ def relocate(result: Result, place: str) -> None:
 def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
     """The summary and its results; raises ValueError for a damaged one."""
     summary = read_json(path)
-    stored = summary.pop("results", None)
-    if not isinstance(stored, dict):
-        raise ValueError(f"{path}: no results in it")
+    stored = an_object(summary.pop("results", None), f"{path}: no results in it")
     options_from_json(summary, path)
     return summary, {name: read_result(name, data, path) for name, data in stored.items()}
 
@@ -1826,11 +1836,10 @@ def read_summary(path: str) -> tuple[dict[str, Any], dict[str, Result]]:
 def read_result(name: str, data: Any, path: str) -> Result:
     """A result as a summary has it; raises ValueError where what a resume builds on is of a wrong type."""
     check_name(name, path)
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: not an experiment: {clean(name)}")
-    result = from_json(Result, {**data, "config_name": name})
+    own = an_object(data, f"{path}: not an experiment: {clean(name)}")
+    result = from_json(Result, {**own, "config_name": name})
     result.attempts = max(0, result.attempts)
-    check_read(result, data, ("config_path", "overrides", "status", "attempts"), f"{path}: {name}")
+    check_read(result, own, ("config_path", "overrides", "status", "attempts"), f"{path}: {name}")
     return result
 
 
@@ -1844,7 +1853,7 @@ def metrics_of(summary: Mapping[str, Any]) -> list[re.Pattern[bytes]]:
 def catch_up(result: Result, folder: str, held: bool, patterns: Sequence[re.Pattern[bytes]]) -> Result:
     """A result as the experiment's own files tell it, which may be newer than the summary."""
     own = from_json(Result, {**read_own(folder, RESULT), "config_name": result.config_name})
-    if own.attempts and own.attempts >= result.attempts:
+    if own.attempts >= max(1, result.attempts):
         result = own
     metadata = read_own(folder, METADATA)
     begun = from_json(Result, {**metadata, "attempts": metadata.get("attempt")})
@@ -1906,15 +1915,6 @@ def take_up(experiment: Experiment, folder: str, attempts: int, options: Options
     return TakeUp("starts over: no checkpoint")
 
 
-def on_device(options: Options, planner: Planner, planned: Experiment, slot: Slot) -> Experiment:
-    """The experiment with the device of its slot; a --command has that filled in."""
-    if slot.device is None or options.command:
-        return planned
-    overrides = {**planned.overrides, "device": slot.device}
-    made = planner.experiment(planned.name, planned.config, overrides, planned.point, planned.source)
-    return replace(made, launched_config=planned.launched_config, starts_over=planned.starts_over)
-
-
 def move_aside(folder: str, attempt: int) -> None:
     """Move all that an earlier attempt left to attempt_N/; its metadata last, so that a crash half-way is seen."""
     target = os.path.join(folder, f"attempt_{attempt}")
@@ -1957,14 +1957,14 @@ def keep_copy(checkpoint: str) -> None:
     target = copy_path(checkpoint)
     part = f"{os.path.splitext(target)[0]}.part"
     remove_tree(part)
-    is_shared = os.path.isfile(checkpoint) and reflink(checkpoint, part)
     try:
-        if not is_shared and shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * look_at(checkpoint)[0]:
-            return
-        if os.path.isdir(checkpoint):
-            shutil.copytree(checkpoint, part)
-        elif not is_shared:
-            shutil.copyfile(checkpoint, part)
+        if not reflink(checkpoint, part):
+            if shutil.disk_usage(os.path.dirname(checkpoint)).free < 3 * look_at(checkpoint)[0]:
+                return
+            if os.path.isdir(checkpoint):
+                shutil.copytree(checkpoint, part)
+            else:
+                shutil.copyfile(checkpoint, part)
         shutil.copystat(checkpoint, part)
         os.rename(part, target)
     finally:
