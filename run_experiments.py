@@ -1989,11 +1989,17 @@ HANDS_ON_NOTHING = ("srun", "docker", "podman")  # launchers that end their task
 
 @dataclass
 class ProcessInfo:
+    """What /proc tells of a process; unless told otherwise, of one that has gone."""
+
     pid: int
-    state: str
-    parent: int
-    group: int
-    started: str  # in clock ticks since boot: tells it from a later process of the same pid
+    state: str = "X"
+    parent: int = -1
+    group: int = -1
+    started: str = ""  # in clock ticks since boot: tells it from a later process of the same pid
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state not in "ZX"  # a zombie, or dead
 
 
 @dataclass
@@ -2012,26 +2018,21 @@ def about(pid: int, what: str) -> bytes:
     return b""
 
 
-def process_info(pid: int) -> Optional[ProcessInfo]:
+def process_info(pid: int) -> ProcessInfo:
     words = about(pid, "stat").rpartition(b")")[2].decode().split()
-    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]) if words else None
+    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]) if words else ProcessInfo(pid)
 
 
 def processes() -> list[ProcessInfo]:
     """All of this machine; none where there is no /proc."""
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return []
-    found = [process_info(int(name)) for name in names if name.isdigit()]
-    return [each for each in found if each]
+    return [process_info(int(name)) for name in names_in("/proc", r"\d+")]
 
 
 def started_at(pid: int) -> Optional[str]:
     """When a process was started, in a form that tells it from a later one of the same pid; None if it is gone."""
     if os.path.exists("/proc/self/stat"):
         found = process_info(pid)
-        return found.started if found and found.state not in "ZX" else None
+        return found.started if found.is_alive else None
     with contextlib.suppress(OSError):
         done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
         return done.stdout.strip() or None
@@ -2054,6 +2055,28 @@ def has_mark(pid: int, mark: bytes) -> bool:
     return mark in about(pid, "environ").split(b"\0")
 
 
+def what_reaches(pids: Collection[int]) -> int:
+    """TERM where one of them has a handler for it, else INT."""
+    return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in pids) else signal.SIGINT
+
+
+def opened_for_writing(pid: int) -> Iterator[str]:
+    """The files that a process has open so, as far as /proc tells."""
+    for number in names_in(f"/proc/{pid}/fd", r"\d+"):
+        flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
+        if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+            yield os.path.realpath(f"/proc/{pid}/fd/{number}")
+
+
+def send(number: int, target: int) -> bool:
+    """Send a signal to a process, or to a group by its negative number; False where there is none that may get it."""
+    try:
+        os.kill(target, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
 class Group:
     """The process group of a training, and what its leader has started in sessions of their own.
 
@@ -2066,29 +2089,25 @@ class Group:
         self.exit: Optional[Exit] = None
 
     def poll(self) -> Optional[Exit]:
-        """How the leader ended; None while it runs."""
-        if self.exit is None:
-            pid, status, usage = os.wait4(self.leader, os.WNOHANG)
-            if pid:
-                unit = 1 if sys.platform == "darwin" else 1024
-                code = os.waitstatus_to_exitcode(status)
-                self.exit = Exit(code, round(usage.ru_utime + usage.ru_stime, 3), usage.ru_maxrss * unit)
+        """How the leader ended; None while it runs. Once it has told, it can't be asked again."""
+        pid, status, usage = os.wait4(self.leader, os.WNOHANG)
+        if pid:
+            unit = 1 if sys.platform == "darwin" else 1024
+            code = os.waitstatus_to_exitcode(status)
+            self.exit = Exit(code, round(usage.ru_utime + usage.ru_stime, 3), usage.ru_maxrss * unit)
         return self.exit
 
     def members(self) -> list[int]:
         """The living processes of the group; zombies are none. Without /proc its number stands for them all."""
-        try:
-            os.killpg(self.leader, 0)
-        except (ProcessLookupError, PermissionError):
-            return []  # none, or none that could be signalled
+        if not send(0, -self.leader):
+            return []
         known = processes()
         if not known:
             return [self.leader]
-        return [each.pid for each in known if each.group == self.leader and each.state not in "ZX"]
+        return [each.pid for each in known if each.group == self.leader and each.is_alive]
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.leader, number)
+        send(number, -self.leader)
 
     def owns(self, info: ProcessInfo) -> bool:
         """Whether a process is the training's, whoever its parent is."""
@@ -2097,19 +2116,18 @@ class Group:
     def remember_strays(self) -> None:
         """Find them while their parents live: later nothing tells whose they are."""
         known = processes()
-        family: set[int] = set()
-        found = {each.pid for each in known if self.owns(each)}
-        while not found <= family:  # one more generation
-            family |= found
-            found = {each.pid for each in known if each.parent in family}
-        outside = [each for each in known if each.pid in family and each.group != self.leader]
-        self.strays.update((each.pid, each.started) for each in outside)
+        children: defaultdict[int, list[ProcessInfo]] = defaultdict(list)
+        for each in known:
+            children[each.parent].append(each)
+        family = [each for each in known if self.owns(each)]
+        for each in family:  # which grows meanwhile, generation by generation
+            family += children.pop(each.pid, [])
+        self.strays.update((each.pid, each.started) for each in family if each.group != self.leader)
 
     def signal_strays(self, number: int) -> None:
         for pid, started in self.strays.items():
             if started_at(pid) == started:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
+                send(number, pid)
 
     def kill(self) -> None:
         """KILL the group and the strays (torchrun's workers have sessions of their own).
@@ -2126,23 +2144,17 @@ class Group:
 
     def writes_to(self, paths: Collection[str]) -> str:
         """Which of these files and directories the training has open for writing; empty where none is known to be."""
-        if not paths:
-            return ""
         self.remember_strays()
-        for pid in (self.leader, *self.members(), *self.strays):
-            for number in names_in(f"/proc/{pid}/fd", r"\d+"):
-                flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
-                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                    target = os.path.realpath(f"/proc/{pid}/fd/{number}")
-                    found = [each for each in paths if target == each or target.startswith(f"{each}/")]
-                    if found:
-                        return found[0]
+        for pid in (*self.members(), *self.strays):
+            for file in opened_for_writing(pid):
+                for path in paths:
+                    if f"{file}/".startswith(f"{path}/"):
+                        return path
         return ""
 
     def is_suspended(self) -> bool:
         """Whether the leader is stopped (SIGSTOP, Ctrl+Z, Slurm's suspend)."""
-        found = process_info(self.leader)
-        return found is not None and found.state == "T"
+        return process_info(self.leader).state == "T"
 
 
 @dataclass
@@ -2152,7 +2164,7 @@ class StopRules:
     signal: str = "auto"  # a name without SIG, or auto
     grace: float = GRACE  # seconds
     launcher: tuple[str, ...] = ()  # the words that stand before the training script, if it isn't Python itself
-    folder: str = ""  # where the training writes its checkpoints
+    folder: str = os.devnull  # where the training writes its checkpoints; nothing is ever found in this one
     checkpoints: str = ""  # the pattern of their names
     timeout: Optional[float] = None  # seconds that it may take
     stall: Optional[float] = None  # seconds that it may print nothing
@@ -2162,16 +2174,16 @@ class StopRules:
         handles it. So it is TERM for one that does, INT for others."""
         if self.signal != "auto":
             return int(getattr(signal, f"SIG{self.signal}"))
-        if self.launcher and os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
+        if not self.launcher:
+            return what_reaches({group.leader})
+        if os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
             # `srun -X` hands INT on; that its helper process catches TERM says nothing of the trainer.
             hands_on = {"-X", "--disable-status"} & set(self.launcher)
             return signal.SIGINT if hands_on else signal.SIGTERM
-        asked = [group.leader]
-        if self.launcher:  # what a launcher catches says nothing of the trainer behind it
-            group.remember_strays()  # torchrun's workers have sessions of their own
-            behind = [pid for pid in (*group.members(), *group.strays) if pid != group.leader]
-            asked = behind or asked  # `nice` becomes the trainer
-        return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in asked) else signal.SIGINT
+        group.remember_strays()  # torchrun's workers have sessions of their own
+        # What a launcher catches says nothing of the trainer behind it; but `nice` becomes the trainer.
+        behind = {*group.members(), *group.strays} - {group.leader}
+        return what_reaches(behind or {group.leader})
 
 
 class Ending:
@@ -2181,69 +2193,74 @@ class Ending:
     def __init__(self, group: Group, rules: StopRules, now: float) -> None:
         """Begin: with the signal where there is no checkpoint that could be cut off, else with a first look at it."""
         self.group, self.rules = group, rules
+        self.grace = rules.grace
         self.sent: list[int] = []  # the signals so far
         self.sent_at = -math.inf
-        self.hurried = self.given_up = self.has_waited = self.has_looked_round = False
+        self.given_up = self.has_waited = self.is_to_look_round = False
         self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
         self.look: dict[str, tuple[int, int]] = {}  # at checkpoints, since the latest signal
+        self.saving = ""  # the checkpoint that is being written
         self.changed_at = now  # when a look last found a change, or was the first one
         self.short_saves = 0  # looks in a row that found a new file, or a rewritten one, but none that grows
         self.deadline = now
         self.step(now)
 
-    def step(self, now: float) -> str:
+    def step(self, now: float) -> list[str]:
         """Do what is due; returns what there is to say of it."""
-        if self.sent and not self.has_looked_round:
-            self.has_looked_round = True  # not before the signal: of many trainings each is to get its own at once
+        if self.is_to_look_round:
+            self.is_to_look_round = False
             self.group.remember_strays()
         if now < self.deadline:
-            return ""
+            return []
         if signal.SIGKILL in self.sent:
             self.given_up = True
             self.deadline = math.inf
-            return ""
-        may_wait = now < self.wait_until and not self.hurried
-        name = self.being_written(now) if may_wait else None
-        if name is None:
+            return []
+        if now >= self.wait_until or not self.is_saving(now):
             return self.send_next(now)
         self.deadline = now + (LOOK if self.short_saves < 3 else QUICK_LOOK)
-        if self.has_waited or not name:
-            return ""
+        if self.has_waited or not self.saving:
+            return []
         self.has_waited = True
-        return f"waiting for {name} to be written (at most {show_duration(round(self.wait_until - now))})"
+        longest = show_duration(round(self.wait_until - now))
+        return [f"waiting for {self.saving} to be written (at most {longest})"]
 
-    def being_written(self, now: float) -> Optional[str]:
-        """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
-        where nothing is being written. Sizes and times are only compared with each other: NFS has its own clock."""
+    def is_saving(self, now: float) -> bool:
+        """Whether a checkpoint is being written: it has changed between two looks, or is held open. At the first look
+        at any it may be. Sizes and times are only compared with each other: NFS has its own clock."""
         before = self.look
-        self.look = being_written(self.rules.folder, self.rules.checkpoints) if self.rules.folder else {}
-        if self.look and not before:
+        self.look = being_written(self.rules.folder, self.rules.checkpoints)
+        if not before:
             self.changed_at = now
-            return ""
+            return bool(self.look)
         changed = [name for name, look in self.look.items() if look != before.get(name)]
-        grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
-        self.short_saves = self.short_saves + 1 if changed and not grows else 0
         if changed:
+            grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
+            self.short_saves = 0 if grows else self.short_saves + 1
             self.changed_at = now
-            return changed[0]
+            self.saving = changed[0]
+            return True
+        self.short_saves = 0
         if now >= self.changed_at + PAUSE:  # it hangs
-            return None
+            return False
         names = {os.path.realpath(os.path.join(self.rules.folder, name)): name for name in self.look}
-        return names.get(self.group.writes_to(names))
+        self.saving = names.get(self.group.writes_to(names), "")
+        return bool(self.saving)
 
-    def send_next(self, now: float) -> str:
-        last = signal_name(self.sent[-1]) if self.sent else ""
+    def send_next(self, now: float) -> list[str]:
+        """The signal whose turn it is; returns what there is to say of it."""
         if not self.sent:
-            number, said = self.rules.choose(self.group), ""
-            patience = KILL_GAP if self.hurried else max(KILL_GAP, self.rules.grace)
-        elif signal.SIGTERM not in self.sent:
-            number, patience, said = signal.SIGTERM, TERM_GAP, f"did not end on {last}, gets SIGTERM"
-        else:
-            number, patience, said = signal.SIGKILL, GIVE_UP, f"did not end on {last}, killed"
-        if number == signal.SIGKILL:
-            self.group.kill()
-        else:
+            number, patience, said = self.rules.choose(self.group), max(KILL_GAP, self.grace), []
             self.group.signal(number)
+            self.is_to_look_round = True  # not yet: of many trainings each is to get its own signal at once
+        elif signal.SIGTERM not in self.sent:
+            number, patience = signal.SIGTERM, TERM_GAP
+            said = [f"did not end on {signal_name(self.sent[-1])}, gets SIGTERM"]
+            self.group.signal(number)
+        else:
+            number, patience = signal.SIGKILL, GIVE_UP
+            said = [f"did not end on {signal_name(self.sent[-1])}, killed"]
+            self.group.kill()
         self.sent.append(number)
         self.sent_at, self.deadline = now, now + patience
         self.look = {}  # what has been saved meanwhile is not being written
@@ -2251,7 +2268,7 @@ class Ending:
 
     def hurry(self, now: float) -> None:
         """The next signal as soon as may be, whatever is being written."""
-        self.hurried = True
+        self.grace, self.wait_until = 0.0, -math.inf
         if signal.SIGKILL not in self.sent:
             self.deadline = min(self.deadline, max(now, self.sent_at + KILL_GAP))
 
@@ -2634,9 +2651,7 @@ class Process:
 
     def step_ending(self, now: float) -> None:
         assert self.ending
-        said = self.ending.step(now)
-        if said:
-            self.remarks.append(said)
+        self.remarks += self.ending.step(now)
         self.deadline = self.ending.deadline
         if self.ending.given_up:
             self.give_up()
