@@ -1984,6 +1984,7 @@ POLL = 0.05  # seconds between two looks at a group whose leader has gone: no ev
 UNTOLD_LOOKS = 30  # at all processes, POLL apart, for a training that was launched but not told of
 GIVE_UP = 10.0  # seconds after KILL: what lives on then can't be killed
 MARK = "RUN_EXPERIMENTS_ATTEMPT"  # in a training's environment: which launch of which runner it is
+GOODBYE = 0  # what the guardian reads in place of a leader's pid when the runner ends by itself
 HANDS_ON_NOTHING = ("srun", "docker", "podman")  # launchers that end their task on TERM, and ignore or swallow INT
 
 
@@ -2295,8 +2296,8 @@ class Log:
             left = sum(map(len, parts)) - os.writev(self.descriptor, parts)
             while left:
                 left -= os.write(self.descriptor, b"".join(parts)[-left:])
-        except OSError as error:
-            return str(error.strerror)
+        except (OSError, MemoryError) as error:
+            return str(getattr(error, "strerror", repr(error)))
         return ""
 
     def leave(self) -> bool:
@@ -2344,7 +2345,7 @@ class Tee(threading.Thread):
     costs nothing. Nothing is queued: a slow disk slows the training, and never fills the memory."""
 
     def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
-        """`wake` is at its end once `is_draining` was set."""
+        """`wake` is at its end once `must_measure` was set."""
         super().__init__(name=f"tee {stream}", daemon=True)
         self.stream, self.source, self.post = stream, source, post
         self.begun: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is a training
@@ -2353,7 +2354,7 @@ class Tee(threading.Thread):
         self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
         self.announced = False  # the loop has been told of news, and has not taken them yet
         self.failed: set[str] = set()  # the logs of which it was told
-        self.is_draining = False  # the group is gone: only what the pipe holds now is still read
+        self.must_measure = False  # the group is gone: only what the pipe holds now is still read
         self.left = math.inf  # so many bytes of it
         self.buffer = memoryview(bytearray(BLOCK))  # used again: new ones of this size tear the heap to pieces
         self.quiet_since = math.inf  # when it began to wait for output; infinite while it has some in hand
@@ -2377,10 +2378,11 @@ class Tee(threading.Thread):
         if not self.begun.get():
             return
         while block := self.next_block():
+            self.tell(self.log, self.log.write([block]))
             self.take(block)
         is_at_end = bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)  # nobody holds its other end
         if self.rest:
-            self.take(b"\n", is_end=True)
+            self.take(b"\n")
         os.close(self.source)
         for log in (self.log, self.combined):
             if log.leave():
@@ -2391,12 +2393,11 @@ class Tee(threading.Thread):
     def next_block(self) -> bytes:
         """Some bytes of the stream; none at its end, or when all is read that a group has left."""
         while True:
-            if self.is_draining and self.left == math.inf:
+            if self.must_measure:
+                self.must_measure = False
                 waiting = fcntl.ioctl(self.source, termios.FIONREAD, bytes(4))
                 self.left = int.from_bytes(waiting, sys.byteorder)
-            if not self.left:
-                return b""
-            try:
+            try:  # where nothing is left, nothing is asked for, and comes
                 size = os.readv(self.source, [self.buffer[: int(min(BLOCK, self.left))]])
             except BlockingIOError:
                 self.quiet_since = time.monotonic()
@@ -2406,11 +2407,9 @@ class Tee(threading.Thread):
             self.left -= size
             return bytes(self.buffer[:size])
 
-    def take(self, block: bytes, is_end: bool = False) -> None:
+    def take(self, block: bytes) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
-            if not is_end:
-                self.tell(self.log, self.log.write([block]))
             self.take_lines(block)
         except Exception as error:
             self.rest = b""
@@ -2418,18 +2417,17 @@ class Tee(threading.Thread):
 
     def take_lines(self, block: bytes) -> None:
         """Hand on the lines that have come to their end; the rest is kept until there is more."""
-        if self.after_return and block[:1] == b"\n":
-            block = block[1:]
+        if self.after_return:
+            block = block.removeprefix(b"\n")
         self.after_return = block[-1:] == b"\r"
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1
-        if not end and len(self.rest) + len(block) > LINE_LIMIT:
-            block += b"\n"  # an endless line is broken here, in combined.log only
-            end = len(block)
         if not end:
             self.rest += block
-            return
+            if len(self.rest) <= LINE_LIMIT:
+                return
+            block, end = b"\n", 1  # an endless line is broken here, in combined.log only
         lines = self.rest + block[:end]
         self.rest = block[end:]
         mark = stamp(self.label)
@@ -2506,7 +2504,7 @@ class Launch:
     def drain(self) -> None:
         """The group is gone: each stream ends once its Tee has what the pipe holds now."""
         for tee in self.tees:
-            tee.is_draining = True
+            tee.must_measure = True
         os.close(self.wake[1])  # which wakes those that wait
 
     def close(self) -> None:
@@ -2543,7 +2541,7 @@ class Process:
         self.is_stuck = False  # KILL did not end it, or a disk holds its output: what it was given is not given back
         self.is_unkillable = False
         self.kill_left = False  # what lingers has been killed
-        self.is_hurried = False
+        self.patience = math.inf  # seconds that a disk gets for what has been printed
         self.failed_logs: dict[str, str] = {}  # log -> what went wrong first
         self.is_left_open = False  # a process outside the group holds a stream
         self.remarks: list[str] = []  # to be said
@@ -2583,7 +2581,7 @@ class Process:
 
     def hurry(self, now: float) -> None:
         """No more patience: KILL as soon as may be, and no waiting for a disk."""
-        self.is_hurried = True
+        self.patience = GIVE_UP
         if self.phase is Phase.DRAINING:
             self.deadline = min(self.deadline, now + GIVE_UP)
         elif self.ending:
@@ -2635,16 +2633,17 @@ class Process:
         """Once the leader has ended, what is left of its group lingers."""
         if self.phase in (Phase.RUNNING, Phase.STOPPING) and self.group.poll():
             self.ended_at = now
-            # After a stop the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save.
-            self.enter(Phase.LINGERING, self.ending.deadline if self.ending else now + LINGER)
+            self.enter(Phase.LINGERING, now + LINGER)
 
     def next_limit(self, now: float) -> tuple[float, str]:
         """When it is to be stopped, and why."""
         ends = [(math.inf, "")]
         timeout, stall = self.rules.timeout, self.rules.stall
-        if timeout is not None and not self.is_queued:
+        if self.is_queued:
+            return ends[0]
+        if timeout is not None:
             ends.append((self.clock + timeout, f"not done after {show_duration(timeout)} (--timeout)"))
-        if stall is not None and not self.is_queued:
+        if stall is not None:
             quiet_since = min(now, max(self.awake_since, self.launch.quiet_since()))
             ends.append((quiet_since + stall, f"stalled: no output for {show_duration(stall)} (--stall)"))
         return min(ends)
@@ -2661,18 +2660,23 @@ class Process:
         if not left:
             if self.ending:
                 self.ended_at = now  # a wrapper dies before what it has wrapped
-            self.enter(Phase.DRAINING, now + GIVE_UP if self.is_hurried else math.inf)
+            self.enter(Phase.DRAINING, now + self.patience)
             self.launch.drain()
-        elif self.ending:
+        elif self.ending:  # the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save
             self.step_ending(now)
-        elif now >= self.deadline and self.kill_left:
-            self.give_up()
         elif now >= self.deadline:
-            named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 200)})" for pid in left)
-            self.remark(f"killed what it left behind: {named}")
-            self.group.kill()
-            self.kill_left = True
-            self.deadline = now + GIVE_UP
+            self.end_rest(left, now)
+
+    def end_rest(self, left: Sequence[int], now: float) -> None:
+        """What the leader has left behind had its time."""
+        if self.kill_left:
+            self.give_up()
+            return
+        named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 200)})" for pid in left)
+        self.remark(f"killed what it left behind: {named}")
+        self.group.kill()
+        self.kill_left = True
+        self.deadline = now + GIVE_UP
 
     def give_up(self) -> None:
         """Stuck in a dead GPU or file system: KILL ends it some day, or never; the batch goes on."""
@@ -2717,30 +2721,29 @@ class Guardian:
 
     def tell_started(self, group: Group, folder: str) -> None:
         self.launches += 1
-        told = (group.leader, group.started or "?", self.launches, os.path.abspath(folder))
-        self.tell("+" + "\t".join(map(str, told)))  # `ps` writes a start with blanks
+        self.tell(group.leader, group.started, self.launches, os.path.abspath(folder))
 
     def tell_ended(self, group: Group) -> None:
-        self.tell(f"-{group.leader}")
+        self.tell(group.leader)
 
     def say_goodbye(self) -> None:
         """The runner ends by itself; no guardian is left behind."""
-        self.tell("bye")
+        self.tell(GOODBYE)
         os.close(self.pipe)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        self.has_died(flags=0)
 
-    def has_died(self) -> bool:
-        """Whether somebody has killed it."""
+    def has_died(self, flags: int = os.WNOHANG) -> bool:
+        """Whether somebody has killed it; without flags its end is waited for."""
         try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+            return os.waitpid(self.pid, flags)[0] != 0
         except ChildProcessError:
             return True
 
-    def tell(self, line: str) -> None:
+    def tell(self, *words: Union[int, str, None]) -> None:
         """A dead guardian is told of by `has_died`; a line is short enough to be written in one piece."""
+        line = json.dumps(words, ensure_ascii=False) + "\n"
         with contextlib.suppress(OSError):
-            os.write(self.pipe, f"{line}\n".encode(errors="surrogateescape"))
+            os.write(self.pipe, line.encode(errors="surrogateescape"))
 
 
 class OrphanedGroup(Group):
@@ -2770,7 +2773,7 @@ def run_guardian(pipe: int, mark: str, rules: StopRules) -> NoReturn:
         detach(pipe)
         wards, launches = read_wards(pipe)
         endings = begin_endings(wards, mark, rules)
-        end_all(endings, lambda: find_untold(f"{mark}{launches + 1}".encode(), rules))
+        end_all(endings, f"{mark}{launches + 1}".encode(), rules)
     finally:
         os._exit(0)
 
@@ -2780,38 +2783,37 @@ def detach(pipe: int) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
-    last = 4096
-    with contextlib.suppress(OSError):
-        last = max(map(int, os.listdir("/dev/fd")))
+    last = max([4096, *map(int, names_in("/dev/fd", r"\d+"))])
     os.closerange(0, pipe)
     os.closerange(pipe + 1, last + 1)
     os.chdir("/")
 
 
-def read_wards(pipe: int) -> tuple[dict[int, list[str]], int]:
-    """What runs when the pipe ends (leader -> when it was started, the number of its launch, its directory), and how
-    many launches were told of. Raises SystemExit when the runner says goodbye."""
-    wards: dict[int, list[str]] = {}
+Ward = tuple[Optional[str], int, str]  # when its leader was started, the number of its launch, its directory
+
+
+def read_wards(pipe: int) -> tuple[dict[int, Ward], int]:
+    """What runs when the pipe ends, by its leader, and how many launches were told of. Raises SystemExit when the
+    runner says goodbye."""
+    wards: dict[int, Ward] = {}
     launches = 0
     with open(pipe, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        for line in lines:
-            if line == "bye\n":
+        for leader, *told in map(json.loads, lines):
+            if leader == GOODBYE:
                 sys.exit()
-            leader, *told = line[1:].rstrip("\n").split("\t", 3)
-            if line.startswith("+"):
-                wards[int(leader)] = told
-                launches = int(told[1])
-            elif line.startswith("-"):  # else it is the rest of a directory's name
-                wards.pop(int(leader), None)
+            wards.pop(leader, None)
+            if told:
+                wards[leader] = tuple(told)
+                launches = told[1]
     return wards, launches
 
 
-def begin_endings(wards: Mapping[int, Sequence[str]], mark: str, rules: StopRules) -> list[Ending]:
+def begin_endings(wards: Mapping[int, Ward], mark: str, rules: StopRules) -> list[Ending]:
     """Ask each group to end of which anything still runs."""
     endings = []
     for leader, (started, launch, folder) in wards.items():
         group = OrphanedGroup(leader, f"{mark}{launch}".encode())
-        is_another = group.started is not None and started not in ("?", group.started)
+        is_another = None not in (started, group.started) and started != group.started
         if group.members() and not is_another:
             endings.append(Ending(group, replace(rules, folder=folder), time.monotonic()))
     return endings
@@ -2819,23 +2821,28 @@ def begin_endings(wards: Mapping[int, Sequence[str]], mark: str, rules: StopRule
 
 def find_untold(mark: bytes, rules: StopRules) -> list[Ending]:
     """The training that was launched as the runner was killed, and of which it could not tell any more."""
-    leaders = [each.pid for each in processes() if each.group == each.pid and has_mark(each.pid, mark)]
+    leaders = {each.group for each in processes() if has_mark(each.pid, mark)}
     return [Ending(OrphanedGroup(leader, mark), rules, time.monotonic()) for leader in leaders]
 
 
-def end_all(endings: list[Ending], find_more: Callable[[], list[Ending]]) -> None:
+def end_all(endings: list[Ending], untold: bytes, rules: StopRules) -> None:
     """End groups side by side, as a stop does: signal, grace, KILL. For some looks more of them may be found: for an
     instant after its fork a training has the runner's environment still."""
-    looks = UNTOLD_LOOKS
-    while endings or looks:
-        if looks:
-            more = find_more()
-            endings += more
-            looks = 0 if more else looks - 1
-        time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
-        for each in endings:
-            each.step(time.monotonic())
-        endings = [each for each in endings if not each.given_up and each.group.members()]
+    for _ in range(UNTOLD_LOOKS):
+        more = find_untold(untold, rules)
+        endings = step_each(endings + more)
+        if more:
+            break
+    while endings:
+        endings = step_each(endings)
+
+
+def step_each(endings: list[Ending]) -> list[Ending]:
+    """A step of each, once it is due; returns those that have not come to their end."""
+    time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
+    for each in endings:
+        each.step(time.monotonic())
+    return [each for each in endings if not each.given_up and each.group.members()]
 
 
 # --------------------------------------------------------------------------------------------------- views
