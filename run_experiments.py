@@ -1985,22 +1985,17 @@ UNTOLD_LOOKS = 30  # at all processes, POLL apart, for a training that was launc
 GIVE_UP = 10.0  # seconds after KILL: what lives on then can't be killed
 MARK = "RUN_EXPERIMENTS_ATTEMPT"  # in a training's environment: which launch of which runner it is
 GOODBYE = 0  # what the guardian reads in place of a leader's pid when the runner ends by itself
+DEAD = "ZX"  # the states of zombies and of what has gone
 HANDS_ON_NOTHING = ("srun", "docker", "podman")  # launchers that end their task on TERM, and ignore or swallow INT
 
 
 @dataclass
 class ProcessInfo:
-    """What /proc tells of a process; unless told otherwise, of one that has gone."""
-
     pid: int
-    state: str = "X"
-    parent: int = -1
-    group: int = -1
-    started: str = ""  # in clock ticks since boot: tells it from a later process of the same pid
-
-    @property
-    def is_alive(self) -> bool:
-        return self.state not in "ZX"  # a zombie, or dead
+    state: str  # a letter
+    parent: int
+    group: int
+    started: str  # in clock ticks since boot: tells it from a later process of the same pid
 
 
 @dataclass
@@ -2020,8 +2015,11 @@ def about(pid: int, what: str) -> bytes:
 
 
 def process_info(pid: int) -> ProcessInfo:
+    """What /proc tells of a process; what has gone is dead."""
     words = about(pid, "stat").rpartition(b")")[2].decode().split()
-    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]) if words else ProcessInfo(pid)
+    if not words:
+        return ProcessInfo(pid, "X", -1, -1, "")
+    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19])
 
 
 def processes() -> list[ProcessInfo]:
@@ -2033,7 +2031,7 @@ def started_at(pid: int) -> Optional[str]:
     """When a process was started, in a form that tells it from a later one of the same pid; None if it is gone."""
     if os.path.exists("/proc/self/stat"):
         found = process_info(pid)
-        return found.started if found.is_alive else None
+        return found.started if found.state not in DEAD else None
     with contextlib.suppress(OSError):
         done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
         return done.stdout.strip() or None
@@ -2105,7 +2103,7 @@ class Group:
         known = processes()
         if not known:
             return [self.leader]
-        return [each.pid for each in known if each.group == self.leader and each.is_alive]
+        return [each.pid for each in known if each.group == self.leader and each.state not in DEAD]
 
     def signal(self, number: int) -> None:
         send(number, -self.leader)
@@ -2253,7 +2251,7 @@ class Ending:
         if not self.sent:
             number, patience, said = self.rules.choose(self.group), max(KILL_GAP, self.grace), []
             self.group.signal(number)
-            self.is_to_look_round = True  # not yet: of many trainings each is to get its own signal at once
+            self.is_to_look_round = True  # later: of many trainings each is to get its own signal at once
         elif signal.SIGTERM not in self.sent:
             number, patience = signal.SIGTERM, TERM_GAP
             said = [f"did not end on {signal_name(self.sent[-1])}, gets SIGTERM"]
@@ -2349,7 +2347,6 @@ class Tee(threading.Thread):
         super().__init__(name=f"tee {stream}", daemon=True)
         self.stream, self.source, self.post = stream, source, post
         self.begun: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is a training
-        self.label = stream.upper()
         self.rest = b""  # the unfinished line
         self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
         self.announced = False  # the loop has been told of news, and has not taken them yet
@@ -2430,7 +2427,7 @@ class Tee(threading.Thread):
             block, end = b"\n", 1  # an endless line is broken here, in combined.log only
         lines = self.rest + block[:end]
         self.rest = block[end:]
-        mark = stamp(self.label)
+        mark = stamp(self.stream.upper())
         stamped = [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"]
         self.tell(self.combined, self.combined.write(stamped))
         if self.follow:
@@ -2637,16 +2634,13 @@ class Process:
 
     def next_limit(self, now: float) -> tuple[float, str]:
         """When it is to be stopped, and why."""
-        ends = [(math.inf, "")]
-        timeout, stall = self.rules.timeout, self.rules.stall
         if self.is_queued:
-            return ends[0]
-        if timeout is not None:
-            ends.append((self.clock + timeout, f"not done after {show_duration(timeout)} (--timeout)"))
-        if stall is not None:
-            quiet_since = min(now, max(self.awake_since, self.launch.quiet_since()))
-            ends.append((quiet_since + stall, f"stalled: no output for {show_duration(stall)} (--stall)"))
-        return min(ends)
+            return math.inf, ""
+        timeout, stall = or_else(self.rules.timeout, math.inf), or_else(self.rules.stall, math.inf)
+        quiet_since = min(now, max(self.awake_since, self.launch.quiet_since()))
+        too_long = f"not done after {show_duration(timeout)} (--timeout)"
+        too_quiet = f"stalled: no output for {show_duration(stall)} (--stall)"
+        return min((self.clock + timeout, too_long), (quiet_since + stall, too_quiet))
 
     def step_ending(self, now: float) -> None:
         assert self.ending
@@ -2664,19 +2658,14 @@ class Process:
             self.launch.drain()
         elif self.ending:  # the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save
             self.step_ending(now)
-        elif now >= self.deadline:
-            self.end_rest(left, now)
-
-    def end_rest(self, left: Sequence[int], now: float) -> None:
-        """What the leader has left behind had its time."""
-        if self.kill_left:
+        elif now >= self.deadline and self.kill_left:
             self.give_up()
-            return
-        named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 200)})" for pid in left)
-        self.remark(f"killed what it left behind: {named}")
-        self.group.kill()
-        self.kill_left = True
-        self.deadline = now + GIVE_UP
+        elif now >= self.deadline:
+            named = ", ".join(f"pid {pid} ({shorten(command_line(pid), 200)})" for pid in left)
+            self.remark(f"killed what it left behind: {named}")
+            self.group.kill()
+            self.kill_left = True
+            self.deadline = now + GIVE_UP
 
     def give_up(self) -> None:
         """Stuck in a dead GPU or file system: KILL ends it some day, or never; the batch goes on."""
@@ -2821,7 +2810,7 @@ def begin_endings(wards: Mapping[int, Ward], mark: str, rules: StopRules) -> lis
 
 def find_untold(mark: bytes, rules: StopRules) -> list[Ending]:
     """The training that was launched as the runner was killed, and of which it could not tell any more."""
-    leaders = {each.group for each in processes() if has_mark(each.pid, mark)}
+    leaders = [each.pid for each in processes() if each.group == each.pid and has_mark(each.pid, mark)]
     return [Ending(OrphanedGroup(leader, mark), rules, time.monotonic()) for leader in leaders]
 
 
