@@ -1994,13 +1994,15 @@ POLL = 0.05  # seconds between two looks at a group whose leader has gone: no ev
 UNTOLD_LOOKS = 30  # at all processes, POLL apart, for a training that was launched but not told of
 GIVE_UP = 10.0  # seconds after KILL: what lives on then can't be killed
 MARK = "RUN_EXPERIMENTS_ATTEMPT"  # in a training's environment: which launch of which runner it is
+GOODBYE = 0  # what the guardian reads in place of a leader's pid when the runner ends by itself
+DEAD = "ZX"  # the states of zombies and of what has gone
 HANDS_ON_NOTHING = ("srun", "docker", "podman")  # launchers that end their task on TERM, and ignore or swallow INT
 
 
 @dataclass
 class ProcessInfo:
     pid: int
-    state: str
+    state: str  # a letter
     parent: int
     group: int
     started: str  # in clock ticks since boot: tells it from a later process of the same pid
@@ -2022,26 +2024,24 @@ def about(pid: int, what: str) -> bytes:
     return b""
 
 
-def process_info(pid: int) -> Optional[ProcessInfo]:
+def process_info(pid: int) -> ProcessInfo:
+    """What /proc tells of a process; what has gone is dead."""
     words = about(pid, "stat").rpartition(b")")[2].decode().split()
-    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19]) if words else None
+    if not words:
+        return ProcessInfo(pid, "X", -1, -1, "")
+    return ProcessInfo(pid, words[0], int(words[1]), int(words[2]), words[19])
 
 
 def processes() -> list[ProcessInfo]:
     """All of this machine; none where there is no /proc."""
-    try:
-        names = os.listdir("/proc")
-    except OSError:
-        return []
-    found = [process_info(int(name)) for name in names if name.isdigit()]
-    return [each for each in found if each]
+    return [process_info(int(name)) for name in names_in("/proc", r"\d+")]
 
 
 def started_at(pid: int) -> Optional[str]:
     """When a process was started, in a form that tells it from a later one of the same pid; None if it is gone."""
     if os.path.exists("/proc/self/stat"):
         found = process_info(pid)
-        return found.started if found and found.state not in "ZX" else None
+        return found.started if found.state not in DEAD else None
     with contextlib.suppress(OSError):
         done = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True)
         return done.stdout.strip() or None
@@ -2064,6 +2064,28 @@ def has_mark(pid: int, mark: bytes) -> bool:
     return mark in about(pid, "environ").split(b"\0")
 
 
+def what_reaches(pids: Collection[int]) -> int:
+    """TERM where one of them has a handler for it, else INT."""
+    return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in pids) else signal.SIGINT
+
+
+def opened_for_writing(pid: int) -> Iterator[str]:
+    """The files that a process has open so, as far as /proc tells."""
+    for number in names_in(f"/proc/{pid}/fd", r"\d+"):
+        flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
+        if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
+            yield os.path.realpath(f"/proc/{pid}/fd/{number}")
+
+
+def send(number: int, target: int) -> bool:
+    """Send a signal to a process, or to a group by its negative number; False where there is none that may get it."""
+    try:
+        os.kill(target, number)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return True
+
+
 class Group:
     """The process group of a training, and what its leader has started in sessions of their own.
 
@@ -2076,29 +2098,25 @@ class Group:
         self.exit: Optional[Exit] = None
 
     def poll(self) -> Optional[Exit]:
-        """How the leader ended; None while it runs."""
-        if self.exit is None:
-            pid, status, usage = os.wait4(self.leader, os.WNOHANG)
-            if pid:
-                unit = 1 if sys.platform == "darwin" else 1024
-                code = os.waitstatus_to_exitcode(status)
-                self.exit = Exit(code, round(usage.ru_utime + usage.ru_stime, 3), usage.ru_maxrss * unit)
+        """How the leader ended; None while it runs. Once it has told, it can't be asked again."""
+        pid, status, usage = os.wait4(self.leader, os.WNOHANG)
+        if pid:
+            unit = 1 if sys.platform == "darwin" else 1024
+            code = os.waitstatus_to_exitcode(status)
+            self.exit = Exit(code, round(usage.ru_utime + usage.ru_stime, 3), usage.ru_maxrss * unit)
         return self.exit
 
     def members(self) -> list[int]:
         """The living processes of the group; zombies are none. Without /proc its number stands for them all."""
-        try:
-            os.killpg(self.leader, 0)
-        except (ProcessLookupError, PermissionError):
-            return []  # none, or none that could be signalled
+        if not send(0, -self.leader):
+            return []
         known = processes()
         if not known:
             return [self.leader]
-        return [each.pid for each in known if each.group == self.leader and each.state not in "ZX"]
+        return [each.pid for each in known if each.group == self.leader and each.state not in DEAD]
 
     def signal(self, number: int) -> None:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(self.leader, number)
+        send(number, -self.leader)
 
     def owns(self, info: ProcessInfo) -> bool:
         """Whether a process is the training's, whoever its parent is."""
@@ -2107,19 +2125,18 @@ class Group:
     def remember_strays(self) -> None:
         """Find them while their parents live: later nothing tells whose they are."""
         known = processes()
-        family: set[int] = set()
-        found = {each.pid for each in known if self.owns(each)}
-        while not found <= family:  # one more generation
-            family |= found
-            found = {each.pid for each in known if each.parent in family}
-        outside = [each for each in known if each.pid in family and each.group != self.leader]
-        self.strays.update((each.pid, each.started) for each in outside)
+        children: defaultdict[int, list[ProcessInfo]] = defaultdict(list)
+        for each in known:
+            children[each.parent].append(each)
+        family = [each for each in known if self.owns(each)]
+        for each in family:  # which grows meanwhile, generation by generation
+            family += children.pop(each.pid, [])
+        self.strays.update((each.pid, each.started) for each in family if each.group != self.leader)
 
     def signal_strays(self, number: int) -> None:
         for pid, started in self.strays.items():
             if started_at(pid) == started:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, number)
+                send(number, pid)
 
     def kill(self) -> None:
         """KILL the group and the strays (torchrun's workers have sessions of their own).
@@ -2136,23 +2153,17 @@ class Group:
 
     def writes_to(self, paths: Collection[str]) -> str:
         """Which of these files and directories the training has open for writing; empty where none is known to be."""
-        if not paths:
-            return ""
         self.remember_strays()
-        for pid in (self.leader, *self.members(), *self.strays):
-            for number in names_in(f"/proc/{pid}/fd", r"\d+"):
-                flags = re.search(rb"flags:\s*([0-7]+)", about(pid, f"fdinfo/{number}"))
-                if flags and int(flags[1], 8) & os.O_ACCMODE != os.O_RDONLY:
-                    target = os.path.realpath(f"/proc/{pid}/fd/{number}")
-                    found = [each for each in paths if target == each or target.startswith(f"{each}/")]
-                    if found:
-                        return found[0]
+        for pid in (*self.members(), *self.strays):
+            for file in opened_for_writing(pid):
+                for path in paths:
+                    if f"{file}/".startswith(f"{path}/"):
+                        return path
         return ""
 
     def is_suspended(self) -> bool:
         """Whether the leader is stopped (SIGSTOP, Ctrl+Z, Slurm's suspend)."""
-        found = process_info(self.leader)
-        return found is not None and found.state == "T"
+        return process_info(self.leader).state == "T"
 
 
 @dataclass
@@ -2162,7 +2173,7 @@ class StopRules:
     signal: str = "auto"  # a name without SIG, or auto
     grace: float = GRACE  # seconds
     launcher: tuple[str, ...] = ()  # the words that stand before the training script, if it isn't Python itself
-    folder: str = ""  # where the training writes its checkpoints
+    folder: str = os.devnull  # where the training writes its checkpoints; nothing is ever found in this one
     checkpoints: str = ""  # the pattern of their names
     timeout: Optional[float] = None  # seconds that it may take
     stall: Optional[float] = None  # seconds that it may print nothing
@@ -2172,16 +2183,16 @@ class StopRules:
         handles it. So it is TERM for one that does, INT for others."""
         if self.signal != "auto":
             return int(getattr(signal, f"SIG{self.signal}"))
-        if self.launcher and os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
+        if not self.launcher:
+            return what_reaches({group.leader})
+        if os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
             # `srun -X` hands INT on; that its helper process catches TERM says nothing of the trainer.
             hands_on = {"-X", "--disable-status"} & set(self.launcher)
             return signal.SIGINT if hands_on else signal.SIGTERM
-        asked = [group.leader]
-        if self.launcher:  # what a launcher catches says nothing of the trainer behind it
-            group.remember_strays()  # torchrun's workers have sessions of their own
-            behind = [pid for pid in (*group.members(), *group.strays) if pid != group.leader]
-            asked = behind or asked  # `nice` becomes the trainer
-        return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in asked) else signal.SIGINT
+        group.remember_strays()  # torchrun's workers have sessions of their own
+        # What a launcher catches says nothing of the trainer behind it; but `nice` becomes the trainer.
+        behind = {*group.members(), *group.strays} - {group.leader}
+        return what_reaches(behind or {group.leader})
 
 
 class Ending:
@@ -2191,69 +2202,74 @@ class Ending:
     def __init__(self, group: Group, rules: StopRules, now: float) -> None:
         """Begin: with the signal where there is no checkpoint that could be cut off, else with a first look at it."""
         self.group, self.rules = group, rules
+        self.grace = rules.grace
         self.sent: list[int] = []  # the signals so far
         self.sent_at = -math.inf
-        self.hurried = self.given_up = self.has_waited = self.has_looked_round = False
+        self.given_up = self.has_waited = self.is_to_look_round = False
         self.wait_until = now + 2 * rules.grace  # for a checkpoint, at the longest
         self.look: dict[str, tuple[int, int]] = {}  # at checkpoints, since the latest signal
+        self.saving = ""  # the checkpoint that is being written
         self.changed_at = now  # when a look last found a change, or was the first one
         self.short_saves = 0  # looks in a row that found a new file, or a rewritten one, but none that grows
         self.deadline = now
         self.step(now)
 
-    def step(self, now: float) -> str:
+    def step(self, now: float) -> list[str]:
         """Do what is due; returns what there is to say of it."""
-        if self.sent and not self.has_looked_round:
-            self.has_looked_round = True  # not before the signal: of many trainings each is to get its own at once
+        if self.is_to_look_round:
+            self.is_to_look_round = False
             self.group.remember_strays()
         if now < self.deadline:
-            return ""
+            return []
         if signal.SIGKILL in self.sent:
             self.given_up = True
             self.deadline = math.inf
-            return ""
-        may_wait = now < self.wait_until and not self.hurried
-        name = self.being_written(now) if may_wait else None
-        if name is None:
+            return []
+        if now >= self.wait_until or not self.is_saving(now):
             return self.send_next(now)
         self.deadline = now + (LOOK if self.short_saves < 3 else QUICK_LOOK)
-        if self.has_waited or not name:
-            return ""
+        if self.has_waited or not self.saving:
+            return []
         self.has_waited = True
-        return f"waiting for {name} to be written (at most {show_duration(round(self.wait_until - now))})"
+        longest = show_duration(round(self.wait_until - now))
+        return [f"waiting for {self.saving} to be written (at most {longest})"]
 
-    def being_written(self, now: float) -> Optional[str]:
-        """The name of a checkpoint that has changed between two looks; "" where a second look is yet to come, None
-        where nothing is being written. Sizes and times are only compared with each other: NFS has its own clock."""
+    def is_saving(self, now: float) -> bool:
+        """Whether a checkpoint is being written: it has changed between two looks, or is held open. At the first look
+        at any it may be. Sizes and times are only compared with each other: NFS has its own clock."""
         before = self.look
-        self.look = being_written(self.rules.folder, self.rules.checkpoints) if self.rules.folder else {}
-        if self.look and not before:
+        self.look = being_written(self.rules.folder, self.rules.checkpoints)
+        if not before:
             self.changed_at = now
-            return ""
+            return bool(self.look)
         changed = [name for name, look in self.look.items() if look != before.get(name)]
-        grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
-        self.short_saves = self.short_saves + 1 if changed and not grows else 0
         if changed:
+            grows = any(name in before and self.look[name][0] != before[name][0] for name in changed)
+            self.short_saves = 0 if grows else self.short_saves + 1
             self.changed_at = now
-            return changed[0]
+            self.saving = changed[0]
+            return True
+        self.short_saves = 0
         if now >= self.changed_at + PAUSE:  # it hangs
-            return None
+            return False
         names = {os.path.realpath(os.path.join(self.rules.folder, name)): name for name in self.look}
-        return names.get(self.group.writes_to(names))
+        self.saving = names.get(self.group.writes_to(names), "")
+        return bool(self.saving)
 
-    def send_next(self, now: float) -> str:
-        last = signal_name(self.sent[-1]) if self.sent else ""
+    def send_next(self, now: float) -> list[str]:
+        """The signal whose turn it is; returns what there is to say of it."""
         if not self.sent:
-            number, said = self.rules.choose(self.group), ""
-            patience = KILL_GAP if self.hurried else max(KILL_GAP, self.rules.grace)
-        elif signal.SIGTERM not in self.sent:
-            number, patience, said = signal.SIGTERM, TERM_GAP, f"did not end on {last}, gets SIGTERM"
-        else:
-            number, patience, said = signal.SIGKILL, GIVE_UP, f"did not end on {last}, killed"
-        if number == signal.SIGKILL:
-            self.group.kill()
-        else:
+            number, patience, said = self.rules.choose(self.group), max(KILL_GAP, self.grace), []
             self.group.signal(number)
+            self.is_to_look_round = True  # later: of many trainings each is to get its own signal at once
+        elif signal.SIGTERM not in self.sent:
+            number, patience = signal.SIGTERM, TERM_GAP
+            said = [f"did not end on {signal_name(self.sent[-1])}, gets SIGTERM"]
+            self.group.signal(number)
+        else:
+            number, patience = signal.SIGKILL, GIVE_UP
+            said = [f"did not end on {signal_name(self.sent[-1])}, killed"]
+            self.group.kill()
         self.sent.append(number)
         self.sent_at, self.deadline = now, now + patience
         self.look = {}  # what has been saved meanwhile is not being written
@@ -2261,7 +2277,7 @@ class Ending:
 
     def hurry(self, now: float) -> None:
         """The next signal as soon as may be, whatever is being written."""
-        self.hurried = True
+        self.grace, self.wait_until = 0.0, -math.inf
         if signal.SIGKILL not in self.sent:
             self.deadline = min(self.deadline, max(now, self.sent_at + KILL_GAP))
 
@@ -2288,8 +2304,8 @@ class Log:
             left = sum(map(len, parts)) - os.writev(self.descriptor, parts)
             while left:
                 left -= os.write(self.descriptor, b"".join(parts)[-left:])
-        except OSError as error:
-            return str(error.strerror)
+        except (OSError, MemoryError) as error:
+            return str(getattr(error, "strerror", repr(error)))
         return ""
 
     def leave(self) -> bool:
@@ -2337,16 +2353,15 @@ class Tee(threading.Thread):
     costs nothing. Nothing is queued: a slow disk slows the training, and never fills the memory."""
 
     def __init__(self, stream: str, source: int, wake: int, post: Callable[[Message], None]) -> None:
-        """`wake` is at its end once `is_draining` was set."""
+        """`wake` is at its end once `must_measure` was set."""
         super().__init__(name=f"tee {stream}", daemon=True)
         self.stream, self.source, self.post = stream, source, post
         self.begun: queue.SimpleQueue[bool] = queue.SimpleQueue()  # whether there is a training
-        self.label = stream.upper()
         self.rest = b""  # the unfinished line
         self.after_return = False  # the last block ended with \r: a \n that follows belongs to it
         self.announced = False  # the loop has been told of news, and has not taken them yet
         self.failed: set[str] = set()  # the logs of which it was told
-        self.is_draining = False  # the group is gone: only what the pipe holds now is still read
+        self.must_measure = False  # the group is gone: only what the pipe holds now is still read
         self.left = math.inf  # so many bytes of it
         self.buffer = memoryview(bytearray(BLOCK))  # used again: new ones of this size tear the heap to pieces
         self.quiet_since = math.inf  # when it began to wait for output; infinite while it has some in hand
@@ -2370,10 +2385,11 @@ class Tee(threading.Thread):
         if not self.begun.get():
             return
         while block := self.next_block():
+            self.tell(self.log, self.log.write([block]))
             self.take(block)
         is_at_end = bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)  # nobody holds its other end
         if self.rest:
-            self.take(b"\n", is_end=True)
+            self.take(b"\n")
         os.close(self.source)
         for log in (self.log, self.combined):
             if log.leave():
@@ -2384,12 +2400,11 @@ class Tee(threading.Thread):
     def next_block(self) -> bytes:
         """Some bytes of the stream; none at its end, or when all is read that a group has left."""
         while True:
-            if self.is_draining and self.left == math.inf:
+            if self.must_measure:
+                self.must_measure = False
                 waiting = fcntl.ioctl(self.source, termios.FIONREAD, bytes(4))
                 self.left = int.from_bytes(waiting, sys.byteorder)
-            if not self.left:
-                return b""
-            try:
+            try:  # where nothing is left, nothing is asked for, and comes
                 size = os.readv(self.source, [self.buffer[: int(min(BLOCK, self.left))]])
             except BlockingIOError:
                 self.quiet_since = time.monotonic()
@@ -2399,11 +2414,9 @@ class Tee(threading.Thread):
             self.left -= size
             return bytes(self.buffer[:size])
 
-    def take(self, block: bytes, is_end: bool = False) -> None:
+    def take(self, block: bytes) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
-            if not is_end:
-                self.tell(self.log, self.log.write([block]))
             self.take_lines(block)
         except Exception as error:
             self.rest = b""
@@ -2411,21 +2424,20 @@ class Tee(threading.Thread):
 
     def take_lines(self, block: bytes) -> None:
         """Hand on the lines that have come to their end; the rest is kept until there is more."""
-        if self.after_return and block[:1] == b"\n":
-            block = block[1:]
+        if self.after_return:
+            block = block.removeprefix(b"\n")
         self.after_return = block[-1:] == b"\r"
         if b"\r" in block:
             block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         end = block.rfind(b"\n") + 1
-        if not end and len(self.rest) + len(block) > LINE_LIMIT:
-            block += b"\n"  # an endless line is broken here, in combined.log only
-            end = len(block)
         if not end:
             self.rest += block
-            return
+            if len(self.rest) <= LINE_LIMIT:
+                return
+            block, end = b"\n", 1  # an endless line is broken here, in combined.log only
         lines = self.rest + block[:end]
         self.rest = block[end:]
-        mark = stamp(self.label)
+        mark = stamp(self.stream.upper())
         stamped = [mark, lines[:-1].replace(b"\n", b"\n" + mark), b"\n"]
         self.tell(self.combined, self.combined.write(stamped))
         if self.follow:
@@ -2499,7 +2511,7 @@ class Launch:
     def drain(self) -> None:
         """The group is gone: each stream ends once its Tee has what the pipe holds now."""
         for tee in self.tees:
-            tee.is_draining = True
+            tee.must_measure = True
         os.close(self.wake[1])  # which wakes those that wait
 
     def close(self) -> None:
@@ -2536,7 +2548,7 @@ class Process:
         self.is_stuck = False  # KILL did not end it, or a disk holds its output: what it was given is not given back
         self.is_unkillable = False
         self.kill_left = False  # what lingers has been killed
-        self.is_hurried = False
+        self.patience = math.inf  # seconds that a disk gets for what has been printed
         self.failed_logs: dict[str, str] = {}  # log -> what went wrong first
         self.is_left_open = False  # a process outside the group holds a stream
         self.remarks: list[str] = []  # to be said
@@ -2576,7 +2588,7 @@ class Process:
 
     def hurry(self, now: float) -> None:
         """No more patience: KILL as soon as may be, and no waiting for a disk."""
-        self.is_hurried = True
+        self.patience = GIVE_UP
         if self.phase is Phase.DRAINING:
             self.deadline = min(self.deadline, now + GIVE_UP)
         elif self.ending:
@@ -2628,25 +2640,21 @@ class Process:
         """Once the leader has ended, what is left of its group lingers."""
         if self.phase in (Phase.RUNNING, Phase.STOPPING) and self.group.poll():
             self.ended_at = now
-            # After a stop the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save.
-            self.enter(Phase.LINGERING, self.ending.deadline if self.ending else now + LINGER)
+            self.enter(Phase.LINGERING, now + LINGER)
 
     def next_limit(self, now: float) -> tuple[float, str]:
         """When it is to be stopped, and why."""
-        ends = [(math.inf, "")]
-        timeout, stall = self.rules.timeout, self.rules.stall
-        if timeout is not None and not self.is_queued:
-            ends.append((self.clock + timeout, f"not done after {show_duration(timeout)} (--timeout)"))
-        if stall is not None and not self.is_queued:
-            quiet_since = min(now, max(self.awake_since, self.launch.quiet_since()))
-            ends.append((quiet_since + stall, f"stalled: no output for {show_duration(stall)} (--stall)"))
-        return min(ends)
+        if self.is_queued:
+            return math.inf, ""
+        timeout, stall = or_else(self.rules.timeout, math.inf), or_else(self.rules.stall, math.inf)
+        quiet_since = min(now, max(self.awake_since, self.launch.quiet_since()))
+        too_long = f"not done after {show_duration(timeout)} (--timeout)"
+        too_quiet = f"stalled: no output for {show_duration(stall)} (--stall)"
+        return min((self.clock + timeout, too_long), (quiet_since + stall, too_quiet))
 
     def step_ending(self, now: float) -> None:
         assert self.ending
-        said = self.ending.step(now)
-        if said:
-            self.remarks.append(said)
+        self.remarks += self.ending.step(now)
         self.deadline = self.ending.deadline
         if self.ending.given_up:
             self.give_up()
@@ -2656,9 +2664,9 @@ class Process:
         if not left:
             if self.ending:
                 self.ended_at = now  # a wrapper dies before what it has wrapped
-            self.enter(Phase.DRAINING, now + GIVE_UP if self.is_hurried else math.inf)
+            self.enter(Phase.DRAINING, now + self.patience)
             self.launch.drain()
-        elif self.ending:
+        elif self.ending:  # the rest keeps the stop's time: a wrapper dies at once, and the trainer under it may save
             self.step_ending(now)
         elif now >= self.deadline and self.kill_left:
             self.give_up()
@@ -2712,30 +2720,29 @@ class Guardian:
 
     def tell_started(self, group: Group, folder: str) -> None:
         self.launches += 1
-        told = (group.leader, group.started or "?", self.launches, os.path.abspath(folder))
-        self.tell("+" + "\t".join(map(str, told)))  # `ps` writes a start with blanks
+        self.tell(group.leader, group.started, self.launches, os.path.abspath(folder))
 
     def tell_ended(self, group: Group) -> None:
-        self.tell(f"-{group.leader}")
+        self.tell(group.leader)
 
     def say_goodbye(self) -> None:
         """The runner ends by itself; no guardian is left behind."""
-        self.tell("bye")
+        self.tell(GOODBYE)
         os.close(self.pipe)
-        with contextlib.suppress(ChildProcessError):
-            os.waitpid(self.pid, 0)
+        self.has_died(flags=0)
 
-    def has_died(self) -> bool:
-        """Whether somebody has killed it."""
+    def has_died(self, flags: int = os.WNOHANG) -> bool:
+        """Whether somebody has killed it; without flags its end is waited for."""
         try:
-            return os.waitpid(self.pid, os.WNOHANG)[0] != 0
+            return os.waitpid(self.pid, flags)[0] != 0
         except ChildProcessError:
             return True
 
-    def tell(self, line: str) -> None:
+    def tell(self, *words: Union[int, str, None]) -> None:
         """A dead guardian is told of by `has_died`; a line is short enough to be written in one piece."""
+        line = json.dumps(words, ensure_ascii=False) + "\n"
         with contextlib.suppress(OSError):
-            os.write(self.pipe, f"{line}\n".encode(errors="surrogateescape"))
+            os.write(self.pipe, line.encode(errors="surrogateescape"))
 
 
 class OrphanedGroup(Group):
@@ -2765,7 +2772,7 @@ def run_guardian(pipe: int, mark: str, rules: StopRules) -> NoReturn:
         detach(pipe)
         wards, launches = read_wards(pipe)
         endings = begin_endings(wards, mark, rules)
-        end_all(endings, lambda: find_untold(f"{mark}{launches + 1}".encode(), rules))
+        end_all(endings, f"{mark}{launches + 1}".encode(), rules)
     finally:
         os._exit(0)
 
@@ -2775,38 +2782,37 @@ def detach(pipe: int) -> None:
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGTSTP):
         signal.signal(number, signal.SIG_IGN)
-    last = 4096
-    with contextlib.suppress(OSError):
-        last = max(map(int, os.listdir("/dev/fd")))
+    last = max([4096, *map(int, names_in("/dev/fd", r"\d+"))])
     os.closerange(0, pipe)
     os.closerange(pipe + 1, last + 1)
     os.chdir("/")
 
 
-def read_wards(pipe: int) -> tuple[dict[int, list[str]], int]:
-    """What runs when the pipe ends (leader -> when it was started, the number of its launch, its directory), and how
-    many launches were told of. Raises SystemExit when the runner says goodbye."""
-    wards: dict[int, list[str]] = {}
+Ward = tuple[Optional[str], int, str]  # when its leader was started, the number of its launch, its directory
+
+
+def read_wards(pipe: int) -> tuple[dict[int, Ward], int]:
+    """What runs when the pipe ends, by its leader, and how many launches were told of. Raises SystemExit when the
+    runner says goodbye."""
+    wards: dict[int, Ward] = {}
     launches = 0
     with open(pipe, encoding="utf-8", errors="surrogateescape", newline="\n") as lines:
-        for line in lines:
-            if line == "bye\n":
+        for leader, *told in map(json.loads, lines):
+            if leader == GOODBYE:
                 sys.exit()
-            leader, *told = line[1:].rstrip("\n").split("\t", 3)
-            if line.startswith("+"):
-                wards[int(leader)] = told
-                launches = int(told[1])
-            elif line.startswith("-"):  # else it is the rest of a directory's name
-                wards.pop(int(leader), None)
+            wards.pop(leader, None)
+            if told:
+                wards[leader] = tuple(told)
+                launches = told[1]
     return wards, launches
 
 
-def begin_endings(wards: Mapping[int, Sequence[str]], mark: str, rules: StopRules) -> list[Ending]:
+def begin_endings(wards: Mapping[int, Ward], mark: str, rules: StopRules) -> list[Ending]:
     """Ask each group to end of which anything still runs."""
     endings = []
     for leader, (started, launch, folder) in wards.items():
         group = OrphanedGroup(leader, f"{mark}{launch}".encode())
-        is_another = group.started is not None and started not in ("?", group.started)
+        is_another = None not in (started, group.started) and started != group.started
         if group.members() and not is_another:
             endings.append(Ending(group, replace(rules, folder=folder), time.monotonic()))
     return endings
@@ -2818,19 +2824,24 @@ def find_untold(mark: bytes, rules: StopRules) -> list[Ending]:
     return [Ending(OrphanedGroup(leader, mark), rules, time.monotonic()) for leader in leaders]
 
 
-def end_all(endings: list[Ending], find_more: Callable[[], list[Ending]]) -> None:
+def end_all(endings: list[Ending], untold: bytes, rules: StopRules) -> None:
     """End groups side by side, as a stop does: signal, grace, KILL. For some looks more of them may be found: for an
     instant after its fork a training has the runner's environment still."""
-    looks = UNTOLD_LOOKS
-    while endings or looks:
-        if looks:
-            more = find_more()
-            endings += more
-            looks = 0 if more else looks - 1
-        time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
-        for each in endings:
-            each.step(time.monotonic())
-        endings = [each for each in endings if not each.given_up and each.group.members()]
+    for _ in range(UNTOLD_LOOKS):
+        more = find_untold(untold, rules)
+        endings = step_each(endings + more)
+        if more:
+            break
+    while endings:
+        endings = step_each(endings)
+
+
+def step_each(endings: list[Ending]) -> list[Ending]:
+    """A step of each, once it is due; returns those that have not come to their end."""
+    time.sleep(POLL)  # none of them is a child of this process, so no event tells of their end
+    for each in endings:
+        each.step(time.monotonic())
+    return [each for each in endings if not each.given_up and each.group.members()]
 
 
 # --------------------------------------------------------------------------------------------------- views
