@@ -2844,7 +2844,7 @@ def is_finite_number(value: Any) -> bool:
 
 
 def known_values(values: Iterable[Any]) -> list[float]:
-    return [value for value in values if is_finite_number(value)]
+    return list(filter(is_finite_number, values))
 
 
 def grouped(items: Iterable[T], key: Callable[[T], Any]) -> defaultdict[Any, list[T]]:
@@ -2929,8 +2929,6 @@ def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
 
 
 FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in it
-    "experiment": lambda row: clean(row["name"]),
-    "over seeds": lambda row: clean(row["name"]),
     "status": lambda row: str(row["status"]) + (" (!)" if row["warnings"] else ""),
     "step": lambda row: row["progress"],
     "train loss": lambda row: show_loss(row["train_loss"], ""),
@@ -2943,12 +2941,14 @@ FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in
     "best val loss": lambda row: show_spread(row["best_mean"], row["best_std"]),
     "last val loss": lambda row: show_spread(row["last_mean"], row["last_std"]),
 }
-TABLE = ("experiment", "status", "step", "val loss", "best (*: of all)", "duration", "ETA")
-GROUP_TABLE = ("over seeds", "completed", "best val loss", "last val loss")
+TABLE = ("status", "step", "val loss", "best (*: of all)", "duration", "ETA")
+GROUP_TABLE = ("completed", "best val loss", "last val loss")
 
 
 def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
-    return [[title, *map(FACTS[title], rows)] for title in titles]
+    """A column for each of these facts of which something is known."""
+    columns = [[title, *map(FACTS[title], rows)] for title in titles]
+    return [column for column in columns if any(column[1:])]
 
 
 def setting_columns(rows: Sequence[Row]) -> list[Column]:
@@ -2986,14 +2986,19 @@ def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     one for each group of seeds."""
     rows = rows_of(results)
     settings = [[clean(key), *differing_parts(texts)] for key, *texts in setting_columns(rows)]
-    head, *lines = lay_out([*fact_columns(TABLE, rows), *settings], width)
+    names = ["experiment", *map(name_of, rows)]
+    head, *lines = lay_out(names, [*fact_columns(TABLE, rows), *settings], width)
     told = [head]
     for row, line in zip(rows, lines):
         told += [line, *notes_of(row)]
     groups = seed_groups(results)
     if groups:
-        told += lay_out(fact_columns(GROUP_TABLE, groups), width)
+        told += lay_out(["over seeds", *map(name_of, groups)], fact_columns(GROUP_TABLE, groups), width)
     return told
+
+
+def name_of(row: Row) -> str:
+    return clean(row["name"])
 
 
 def notes_of(row: Row) -> list[str]:
@@ -3011,21 +3016,21 @@ def error_of(row: Row) -> str:
     return "" if error.startswith("stopped by") else error  # that is what `interrupted` says
 
 
-def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns, each with its title, as lines of at most this width: those that are empty or don't fit are left out, and
-    the names, which stand in the first one, are cut in the middle."""
-    longest = max(map(len, columns[0]))
+def lay_out(names: Sequence[str], columns: Iterable[Sequence[str]], width: int) -> list[str]:
+    """Names and columns, each with its title, as lines of at most this width: columns that don't fit are left out, and
+    names are cut in the middle."""
+    longest = max(map(len, names))
     room = width - min(SHORT_NAME, longest)
     kept = []
-    for column in columns[1:]:
+    for column in columns:
         wide = max(map(len, column))
-        if any(column[1:]) and wide + 2 <= room:
+        if wide + 2 <= room:
             room -= wide + 2
             to_side = str.rjust if is_numeric(column) else str.ljust
             kept.append([to_side(cell, wide) for cell in column])
     wide = min(longest, SHORT_NAME + max(0, room))
-    names = [shorten(name, wide).ljust(wide) for name in columns[0]]
-    return ["  ".join(line).rstrip() for line in zip(names, *kept)]
+    cut = [shorten(name, wide).ljust(wide) for name in names]
+    return ["  ".join(line).rstrip() for line in zip(cut, *kept)]
 
 
 def seed_groups(results: Sequence[Result]) -> list[Row]:
@@ -3069,7 +3074,8 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
     width, height = size
     seen = running[: max(1, height - 4)]
-    lines = lay_out(list(zip([""] * 6, *map(live_cells, seen))), width - 1)[1:]
+    names, *columns = zip([""] * 6, *map(live_cells, seen))
+    lines = lay_out(names, columns, width - 1)[1:]
     for number, each in enumerate(seen):
         if each.metrics.step is None and each.last_line:  # it is what there is to show
             lines[number] = f"{shorten(each.config_name, SHORT_NAME)}  {clean(each.last_line)}"
@@ -3262,7 +3268,6 @@ MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the 
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
 PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
 SIGN = "⚠\ufe0e"
-NO_CURVES = "No experiment has printed an evaluation, so there are no curves."
 
 
 @dataclass
@@ -3362,12 +3367,12 @@ def warnings_html(texts: Iterable[str]) -> str:
 
 
 def experiments_html(rows: Sequence[Row]) -> str:
-    """What a sweep has set stands next to the name; of the facts those of which something is known."""
+    """What a sweep has set stands next to the name."""
     swept = keys_of(row["sweep"] for row in rows)
     settings = grouped(setting_columns(rows), lambda column: column[0] in swept)
     beside, behind = map(setting_html, settings[True]), map(setting_html, settings[False])
     status = html_column("s", "Status", map(status_html, rows))
-    facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
+    facts = map(fact_html, fact_columns(PAGE_FACTS, rows))
     most_links = max(1, MAX_LINKS // max(1, len(rows)))
     links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
     files = html_column("f", "Files", links)
@@ -3378,7 +3383,7 @@ def experiments_html(rows: Sequence[Row]) -> str:
 def groups_html(groups: Sequence[Row]) -> str:
     """The groups of experiments that differ in nothing but the seed."""
     settings = map(setting_html, setting_columns(groups))
-    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_TABLE[1:], groups))]
+    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_TABLE, groups))]
     title = '<div class="bar"><h2>Over seeds</h2><span class="dim">mean ± standard deviation</span></div>'
     table = f'<div class="scroll">{table_html(columns)}</div>'
     return element('section id="groups"', title + table if groups else "")
@@ -3423,17 +3428,15 @@ def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
 
 
 def sweep_line(path: str, key: str, rows: Sequence[Row]) -> dict[str, Any]:
-    points = [[row["sweep"][key], row["best_val_loss"], row["name"]] for row in rows]
-    return {"name": path, "points": points, "mean": means(points)}
-
-
-def means(points: Sequence[list[Any]]) -> list[list[Any]]:
-    """The mean loss at each value, of which seeds give several; one that is nan or inf, a text, has no part in it."""
-    losses: defaultdict[float, list[float]] = defaultdict(list)
-    for value, loss, _ in points:
+    """The losses of a config, and their mean at each value; one that is nan or inf, a text, has no part in the mean."""
+    points = []
+    losses: defaultdict[float, list[float]] = defaultdict(list)  # by value, of which seeds give several
+    for row in rows:
+        value, loss = row["sweep"][key], row["best_val_loss"]
+        points.append([value, loss, row["name"]])
         if is_finite_number(loss):
             losses[value].append(loss)
-    return [[value, sum(each) / len(each)] for value, each in losses.items()]
+    return {"name": path, "points": points, "mean": [[value, sum(each) / len(each)] for value, each in losses.items()]}
 
 
 def is_log_spaced(values: Sequence[float]) -> bool:
@@ -3453,7 +3456,7 @@ def render_page(head: PageHead, rows: Sequence[Row], groups: Sequence[Row] = ())
     parts = {
         "TITLE": to_html(head.title),
         "HEAD": head_html(head),
-        "EMPTY": "" if drawn else NO_CURVES,
+        "EMPTY": "" if drawn else "No experiment has printed an evaluation, so there are no curves.",
         "GROUPS": groups_html(groups),
         "MORE": more if len(rows) > MAX_SHOWN else "",
         "ROWS": experiments_html(rows),
