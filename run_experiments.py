@@ -2860,8 +2860,20 @@ NOT_COMPARED = ("seed", "device", "out_dir", "wandb_run_name")  # settings in wh
 LIKE_NUMBER = re.compile(r"-?\d|inf|nan|\?|$")  # `?`: it isn't known; nothing: it isn't set
 
 
-def known_values(values: Iterable[Optional[float]]) -> list[float]:
-    return [value for value in values if value is not None and math.isfinite(value)]
+def is_finite_number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) < 1e300  # no bool, nor an int beyond floats
+
+
+def known_values(values: Iterable[Any]) -> list[float]:
+    return list(filter(is_finite_number, values))
+
+
+def grouped(items: Iterable[T], key: Callable[[T], Any]) -> defaultdict[Any, list[T]]:
+    """The items of each key, all in their order."""
+    groups: defaultdict[Any, list[T]] = defaultdict(list)
+    for each in items:
+        groups[key(each)].append(each)
+    return groups
 
 
 def elapsed(result: Result) -> Optional[float]:
@@ -2888,26 +2900,23 @@ def seconds_left(result: Result) -> Optional[float]:
     return max(0.0, iterations - step) * took / (step - first) if step > first else None
 
 
-def seconds_needed(result: Result) -> Optional[float]:
-    """What the attempt of a running experiment will have taken."""
-    left = seconds_left(result)
-    return None if left is None else left + or_else(elapsed(result), 0.0)
+def seconds_needed(result: Result) -> float:
+    """What the attempt of a running experiment will have taken; nan where that isn't known."""
+    return or_else(seconds_left(result), math.nan) + or_else(elapsed(result), math.nan)
 
 
 def batch_left(results: Sequence[Result], slots: int) -> Optional[float]:
     """Seconds until a batch is done: what is left of its running experiments, and the usual time for each other one.
 
     The usual time is the mean of the completed ones, else of what the running ones will have taken."""
-    by_status: defaultdict[Status, list[Result]] = defaultdict(list)
-    for each in results:
-        by_status[each.status].append(each)
+    by_status = grouped(results, lambda each: each.status)
     running = by_status[Status.RUNNING]
     lefts = known_values(map(seconds_left, running))
-    others = len(by_status[Status.PENDING]) + len(running) - len(lefts)
     took = known_values(map(total_elapsed, by_status[Status.COMPLETED])) or known_values(map(seconds_needed, running))
-    if not running or (others and not took):  # nothing is on its way, or nothing is known yet
+    if not running or not took:  # nothing is on its way, or nothing is known yet
         return None
-    usual = sum(took) / max(1, len(took))
+    others = len(by_status[Status.PENDING]) + len(running) - len(lefts)
+    usual = sum(took) / len(took)
     return max([(sum(lefts) + others * usual) / max(1, slots), *lefts])
 
 
@@ -2941,8 +2950,6 @@ def show_spread(mean: Optional[float], deviation: Optional[float]) -> str:
 
 
 FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in it
-    "experiment": lambda row: clean(row["name"]),
-    "over seeds": lambda row: clean(row["name"]),
     "status": lambda row: str(row["status"]) + (" (!)" if row["warnings"] else ""),
     "step": lambda row: row["progress"],
     "train loss": lambda row: show_loss(row["train_loss"], ""),
@@ -2955,17 +2962,19 @@ FACTS: dict[str, Callable[[Row], str]] = {  # a column's title -> what stands in
     "best val loss": lambda row: show_spread(row["best_mean"], row["best_std"]),
     "last val loss": lambda row: show_spread(row["last_mean"], row["last_std"]),
 }
-TABLE = ("experiment", "status", "step", "val loss", "best (*: of all)", "duration", "ETA")
-GROUP_TABLE = ("over seeds", "completed", "best val loss", "last val loss")
+TABLE = ("status", "step", "val loss", "best (*: of all)", "duration", "ETA")
+GROUP_TABLE = ("completed", "best val loss", "last val loss")
 
 
 def fact_columns(titles: Iterable[str], rows: Sequence[Row]) -> list[Column]:
-    return [[title, *map(FACTS[title], rows)] for title in titles]
+    """A column for each of these facts of which something is known."""
+    columns = [[title, *map(FACTS[title], rows)] for title in titles]
+    return [column for column in columns if any(column[1:])]
 
 
 def setting_columns(rows: Sequence[Row]) -> list[Column]:
     """A column for each setting in which the rows differ, and for the device; `?` is what isn't known."""
-    settings = [{"device": row.get("device") or "", **row["settings"]} for row in rows]
+    settings = [{"device": or_else(row.get("device"), ""), **row["settings"]} for row in rows]
     columns = []
     for key in keys_of(settings):
         values = [or_else(each.get(key, ""), "?") for each in settings]
@@ -2983,9 +2992,10 @@ def keys_of(settings: Iterable[Mapping[str, Any]]) -> list[str]:
 def differing_parts(texts: Sequence[str]) -> list[str]:
     """Values of a setting; of long ones a part that begins shortly before they differ."""
     long = {text for text in texts if len(text) > LONG}
-    common = len(os.path.commonprefix(list(long))) if len(long) > 1 else 0
-    start = max(0, common - LONG // 2)
-    return [text[start : start + LONG].strip() + "…" if text in long else text for text in texts]
+    common = os.path.commonprefix(list(long)) if len(long) > 1 else ""
+    start = max(0, len(common) - LONG // 2)
+    parts = {text: text[start : start + LONG].strip() + "…" for text in long}
+    return [parts.get(text, text) for text in texts]
 
 
 def is_numeric(column: Sequence[str]) -> bool:
@@ -2997,20 +3007,25 @@ def result_lines(results: Sequence[Result], width: int = NO_LIMIT) -> list[str]:
     one for each group of seeds."""
     rows = rows_of(results)
     settings = [[clean(key), *differing_parts(texts)] for key, *texts in setting_columns(rows)]
-    head, *lines = lay_out([*fact_columns(TABLE, rows), *settings], width)
+    names = ["experiment", *map(name_of, rows)]
+    head, *lines = lay_out(names, [*fact_columns(TABLE, rows), *settings], width)
     told = [head]
     for row, line in zip(rows, lines):
         told += [line, *notes_of(row)]
     groups = seed_groups(results)
     if groups:
-        told += lay_out(fact_columns(GROUP_TABLE, groups), width)
+        told += lay_out(["over seeds", *map(name_of, groups)], fact_columns(GROUP_TABLE, groups), width)
     return told
+
+
+def name_of(row: Row) -> str:
+    return clean(row["name"])
 
 
 def notes_of(row: Row) -> list[str]:
     """The lines under a row."""
     notes = [("error", error_of(row)), ("hint", row["hint"])]
-    if row["status"] is Status.RUNNING and not row["progress"]:  # its last line is what there is to show
+    if row["status"] is Status.RUNNING:  # where no step is printed, its last line is what there is to show
         notes.append(("prints", shorten(row["last_line"], 70)))
     notes += zip(itertools.repeat("warning"), row["warnings"])
     return [f"    {label}: {clean(text)}" for label, text in notes if text]
@@ -3018,50 +3033,48 @@ def notes_of(row: Row) -> list[str]:
 
 def error_of(row: Row) -> str:
     """What went wrong, where that says more than the status does."""
-    error = str(row["error"] or "")
+    error: str = or_else(row["error"], "")
     return "" if error.startswith("stopped by") else error  # that is what `interrupted` says
 
 
-def lay_out(columns: Sequence[Sequence[str]], width: int) -> list[str]:
-    """Columns, each with its title, as lines of at most this width: those that are empty or don't fit are left out, and
-    the names, which stand in the first one, are cut in the middle."""
-    longest = max(map(len, columns[0]))
+def lay_out(names: Sequence[str], columns: Iterable[Sequence[str]], width: int) -> list[str]:
+    """Names and columns, each with its title, as lines of at most this width: columns that don't fit are left out, and
+    names are cut in the middle."""
+    longest = max(map(len, names))
     room = width - min(SHORT_NAME, longest)
     kept = []
-    for column in columns[1:]:
+    for column in columns:
         wide = max(map(len, column))
-        if any(column[1:]) and wide + 2 <= room:
+        if wide + 2 <= room:
             room -= wide + 2
             to_side = str.rjust if is_numeric(column) else str.ljust
             kept.append([to_side(cell, wide) for cell in column])
     wide = min(longest, SHORT_NAME + max(0, room))
-    names = [shorten(name, wide).ljust(wide) for name in columns[0]]
-    return ["  ".join(line).rstrip() for line in zip(names, *kept)]
+    cut = [shorten(name, wide).ljust(wide) for name in names]
+    return ["  ".join(line).rstrip() for line in zip(cut, *kept)]
 
 
 def seed_groups(results: Sequence[Result]) -> list[Row]:
     """The experiments of a config that differ in nothing but their seed, the best group first."""
-    members: defaultdict[str, list[Result]] = defaultdict(list)
-    for each in results:
-        if "seed" in each.settings:
-            members[json.dumps([each.config_path, compared(each)], sort_keys=True)].append(each)
-    groups = [seed_group(group) for group in members.values() if len(group) > 1]
+    seeded = [each for each in results if "seed" in each.settings]
+    alike = grouped(seeded, lambda each: json.dumps([each.config_path, compared(each.settings)], sort_keys=True))
+    groups = [seed_group(members) for members in alike.values() if len(members) > 1]
     return sorted(groups, key=lambda group: or_else(group["best_mean"], math.inf))
 
 
-def compared(result: Result) -> dict[str, Any]:
+def compared(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in which a seed group's experiments are alike."""
-    return {key: value for key, value in result.settings.items() if key not in NOT_COMPARED}
+    return {key: value for key, value in settings.items() if key not in NOT_COMPARED}
 
 
-def seed_group(group: Sequence[Result]) -> Row:
+def seed_group(members: Sequence[Result]) -> Row:
     """Its name is that of an experiment without the seed, or what the names begin with."""
-    names = [re.sub(r"__seed_[^_]*|.*/", "", each.config_name) for each in group]
-    done = [each.metrics for each in group if each.status is Status.COMPLETED]
-    row: Row = {"name": os.path.commonprefix(names), "settings": compared(group[0])}
-    row.update(completed=len(done), total=len(group))
-    row["best_mean"], row["best_std"] = mean_and_deviation(each.best_val_loss for each in done)
-    row["last_mean"], row["last_std"] = mean_and_deviation(each.val_loss for each in done)
+    names = [re.sub(r"__seed_[^_]*|.*/", "", each.config_name) for each in members]
+    done = grouped(members, lambda each: each.status)[Status.COMPLETED]
+    row: Row = {"name": os.path.commonprefix(names), "settings": compared(members[0].settings)}
+    row.update(completed=len(done), total=len(members))
+    row["best_mean"], row["best_std"] = mean_and_deviation(each.metrics.best_val_loss for each in done)
+    row["last_mean"], row["last_std"] = mean_and_deviation(each.metrics.val_loss for each in done)
     return row
 
 
@@ -3082,7 +3095,8 @@ def live_lines(running: Sequence[Result], everyone: Sequence[Result], slots: int
     """The block at the foot of a terminal: a line per running experiment, as many as fit, and one for the batch."""
     width, height = size
     seen = running[: max(1, height - 4)]
-    lines = lay_out(list(zip([""] * 6, *map(live_cells, seen))), width - 1)[1:]
+    names, *columns = zip([""] * 6, *map(live_cells, seen))
+    lines = lay_out(names, columns, width - 1)[1:]
     for number, each in enumerate(seen):
         if each.metrics.step is None and each.last_line:  # it is what there is to show
             lines[number] = f"{shorten(each.config_name, SHORT_NAME)}  {clean(each.last_line)}"
@@ -3102,7 +3116,7 @@ def live_cells(result: Result) -> list[str]:
         f"iter {show_progress(result) or 0}",
         f"loss {show_loss(result.metrics.train_loss)}",
         f"val {show_loss(result.metrics.val_loss)}",
-        show_duration(round(elapsed(result) or 0)),
+        show_duration(round(or_else(elapsed(result), 0.0))),
         show_eta(seconds_left(result)),
     ]
 
@@ -3113,8 +3127,9 @@ def live_cells(result: Result) -> list[str]:
 def terminal_size() -> tuple[int, int]:
     """Columns and rows of the terminal that stderr is."""
     with contextlib.suppress(OSError):
-        columns, rows = os.get_terminal_size(2)
-        return columns or 80, rows or 24  # zero is what nobody has set
+        size = os.get_terminal_size(2)
+        if all(size):  # zero is what nobody has set
+            return size
     return 80, 24
 
 
@@ -3129,7 +3144,7 @@ def encoded(text: str) -> memoryview:
 
 def print_whole(lines: Iterable[str]) -> None:
     """Print what was asked for, at the pace of its reader; raises UsageError where it can't be written."""
-    data = encoded("".join(f"{line}\n" for line in lines))
+    data = encoded("\n".join([*lines, ""]))
     try:
         os.set_blocking(1, True)  # another program may have left the terminal otherwise
         while data:
@@ -3167,15 +3182,14 @@ class Console(threading.Thread):
     # ---- for the loop and the Tees; none of these waits for the console
 
     def line(self, text: str, even_if_quiet: bool = False) -> None:
-        if not self.quiet or even_if_quiet:
-            self.put("", text.encode(errors="backslashreplace"))
+        self.put("", text.encode(errors="backslashreplace"), even_if_quiet)
 
     def follow(self, name: str, lines: bytes) -> None:
         """Lines of a training, for --follow."""
         with self.changed:
             if self.waiting_bytes > FOLLOWED:
                 self.dropped += lines.count(b"\n")
-            elif not self.quiet:
+            else:
                 self.put(name, lines)
 
     def draw(self, block: list[str]) -> None:
@@ -3184,7 +3198,9 @@ class Console(threading.Thread):
             self.block = block
             self.wake()
 
-    def put(self, before: str, lines: bytes) -> None:
+    def put(self, before: str, lines: bytes, even_if_quiet: bool = False) -> None:
+        if self.quiet and not even_if_quiet:
+            return
         with self.changed:
             self.waiting.append((before, lines))
             self.waiting_bytes += len(lines)
@@ -3228,8 +3244,8 @@ class Console(threading.Thread):
             return
         width = terminal_size()[0]
         rows = sum(max(1, -(-len(line) // width)) for line in self.drawn)  # a narrower window has wrapped them
-        rest = "\x1b[J" if len(block) < rows else ""
-        self.write(2, "\x1b[A" * rows + "\r" + rest + "".join(f"{line}\x1b[K\n" for line in block))
+        rest = "\x1b[J" if len(block) < rows else ""  # first: behind the lines it is too late for a tmux that shrank
+        self.write(2, "\x1b[A" * rows + "\r" + rest + "\x1b[K\n".join([*block, ""]))
         self.drawn = block
 
     def write(self, descriptor: int, text: str) -> None:
@@ -3273,7 +3289,6 @@ MAX_SHOWN = 500  # rows, until the reader asks for all; the style sheet has the 
 CELLS = {"name": "<th>", "n": "<td>", "s": '<td class="s">', "f": '<td class="f">'}  # name, number, text, files
 PAGE_FACTS = ("step", "train loss", "val loss", "best (*: of all)", "at step", "duration", "ETA")
 SIGN = "⚠\ufe0e"
-NO_CURVES = "No experiment has printed an evaluation, so there are no curves."
 
 
 @dataclass
@@ -3314,7 +3329,7 @@ def name_html(name: str) -> str:
 
 
 def dot_html(kind: str, inside: str) -> str:
-    return f'<span class="dot {to_html(kind)}">{inside}</span>'
+    return element(f'span class="dot {to_html(kind)}"', inside)
 
 
 def html_column(kind: str, title: str, cells: Iterable[str]) -> Column:
@@ -3327,9 +3342,8 @@ def table_html(columns: Sequence[Column], notes: Iterable[str] = itertools.repea
     titles, *rows = map("".join, zip(*columns))
     lines = [f"<table><thead><tr>{titles}</thead>"]
     for row, note in zip(rows, notes):
-        lines.append(f"<tbody><tr>{row}")
-        if note:
-            lines.append(f'<tr class="note"><td colspan="{len(columns)}">{note}')
+        cell = element(f'td colspan="{len(columns)}"', note)
+        lines.append(f"<tbody><tr>{row}" + element('tr class="note"', cell))
     return "\n".join(lines) + "</table>"
 
 
@@ -3374,22 +3388,23 @@ def warnings_html(texts: Iterable[str]) -> str:
 
 
 def experiments_html(rows: Sequence[Row]) -> str:
-    """What a sweep has set stands next to the name; of the facts those of which something is known."""
-    settings = {column[0]: setting_html(column) for column in setting_columns(rows)}
-    swept = [settings.pop(key) for key in keys_of(row["sweep"] for row in rows) if key in settings]
+    """What a sweep has set stands next to the name."""
+    swept = keys_of(row["sweep"] for row in rows)
+    settings = grouped(setting_columns(rows), lambda column: column[0] in swept)
+    beside, behind = map(setting_html, settings[True]), map(setting_html, settings[False])
     status = html_column("s", "Status", map(status_html, rows))
-    facts = [fact_html(column) for column in fact_columns(PAGE_FACTS, rows) if any(column[1:])]
+    facts = map(fact_html, fact_columns(PAGE_FACTS, rows))
     most_links = max(1, MAX_LINKS // max(1, len(rows)))
     links = [" ".join(itertools.starmap(link_html, row["files"][:most_links])) for row in rows]
     files = html_column("f", "Files", links)
-    columns = [name_column("Experiment", rows), *swept, status, *facts, *settings.values(), files]
+    columns = [name_column("Experiment", rows), *beside, status, *facts, *behind, files]
     return table_html(columns, map(note_html, rows))
 
 
 def groups_html(groups: Sequence[Row]) -> str:
     """The groups of experiments that differ in nothing but the seed."""
     settings = map(setting_html, setting_columns(groups))
-    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_TABLE[1:], groups))]
+    columns = [name_column("Group", groups), *settings, *map(fact_html, fact_columns(GROUP_TABLE, groups))]
     title = '<div class="bar"><h2>Over seeds</h2><span class="dim">mean ± standard deviation</span></div>'
     table = f'<div class="scroll">{table_html(columns)}</div>'
     return element('section id="groups"', title + table if groups else "")
@@ -3405,18 +3420,13 @@ def batches_html(batches: Sequence[Mapping[str, str]]) -> str:
 
 
 def fact_of_head(title: str, text: str) -> str:
-    inside = FACT_TAGS.get(title, to_html)(text)
+    forms = {"Changes": link_html(text, text), "Command": element("code", to_html(text))}
+    inside = forms.get(title, to_html(text))
     return element("div", f"<dt>{title}</dt><dd>{inside}</dd>") if text else ""
 
 
-FACT_TAGS: dict[str, Callable[[str], str]] = {  # of those that are more than a text
-    "Changes": lambda path: link_html(path, path),
-    "Command": lambda text: element("code", to_html(text)),
-}
-
-
 def head_html(head: PageHead) -> str:
-    counts = [dot_html(key, show_counts({key: count})) for key, count in head.counts.items() if count]
+    counts = [dot_html(key, show_counts({key: count})) for key, count in head.counts.items()]
     state = dot_html(head.state, element("b", to_html(head.state)))
     lines = [f"<h1>{to_html(head.title)}</h1>", element('p class="bar counts"', state + "".join(counts))]
     facts = "".join(itertools.starmap(fact_of_head, head.facts.items()))
@@ -3424,32 +3434,30 @@ def head_html(head: PageHead) -> str:
     return "\n".join(lines)
 
 
-def is_finite_number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e300  # no bool, nor an int beyond floats
-
-
 def sweep_chart(rows: Sequence[Row]) -> Optional[dict[str, Any]]:
     """A line for each config, where one swept number tells all points apart but those of seeds."""
-    key = next((key for key in keys_of(row["sweep"] for row in rows) if key != "seed"), "")
+    key = next(iter(keys_of(compared(row["sweep"]) for row in rows)), "")
     told = [row for row in rows if is_finite_number(row["sweep"].get(key)) and row["best_val_loss"] is not None]
-    places = {str({**row["sweep"], "seed": None}): row["sweep"][key] for row in told}
-    values = sorted(set(places.values()))
-    if not places or len(values) < len(places):
+    told.sort(key=lambda row: row["sweep"][key])
+    places = {str(compared(row["sweep"])): row["sweep"][key] for row in told}
+    values = list(dict.fromkeys(places.values()))
+    if not told or len(values) < len(places):
         return None
-    lines: defaultdict[str, list[list[Any]]] = defaultdict(list)
-    for row in sorted(told, key=lambda row: row["sweep"][key]):
-        lines[row["config_path"]].append([row["sweep"][key], row["best_val_loss"], row["name"]])
-    drawn = [{"name": path, "points": points, "mean": means(points)} for path, points in lines.items()]
+    lines = grouped(told, lambda row: row["config_path"])
+    drawn = [sweep_line(path, key, members) for path, members in lines.items()]
     return {"key": key, "log": is_log_spaced(values), "values": values, "lines": drawn}
 
 
-def means(points: Sequence[list[Any]]) -> list[list[Any]]:
-    """The mean loss at each value, of which seeds give several; one that is nan or inf, a text, has no part in it."""
-    losses: defaultdict[float, list[float]] = defaultdict(list)
-    for value, loss, _ in points:
+def sweep_line(path: str, key: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """The losses of a config, and their mean at each value; one that is nan or inf, a text, has no part in the mean."""
+    points = []
+    losses: defaultdict[float, list[float]] = defaultdict(list)  # by value, of which seeds give several
+    for row in rows:
+        value, loss = row["sweep"][key], row["best_val_loss"]
+        points.append([value, loss, row["name"]])
         if is_finite_number(loss):
             losses[value].append(loss)
-    return [[value, sum(each) / len(each)] for value, each in losses.items()]
+    return {"name": path, "points": points, "mean": [[value, sum(each) / len(each)] for value, each in losses.items()]}
 
 
 def is_log_spaced(values: Sequence[float]) -> bool:
@@ -3469,7 +3477,7 @@ def render_page(head: PageHead, rows: Sequence[Row], groups: Sequence[Row] = ())
     parts = {
         "TITLE": to_html(head.title),
         "HEAD": head_html(head),
-        "EMPTY": "" if drawn else NO_CURVES,
+        "EMPTY": "" if drawn else "No experiment has printed an evaluation, so there are no curves.",
         "GROUPS": groups_html(groups),
         "MORE": more if len(rows) > MAX_SHOWN else "",
         "ROWS": experiments_html(rows),
