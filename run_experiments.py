@@ -4147,6 +4147,17 @@ def stamps_of(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
     return stamps
 
 
+def edits_since(git: Mapping[str, Any], patch: bytes, now: CodeState) -> CodeState:
+    """In what the code has changed since git knew of this commit, from which it differed by this patch. What it
+    differs by from its commit now is kept with the attempts; with the batch stays what it was at the beginning."""
+    before, commit = git.get("commit"), (now.git or {}).get("commit")
+    if before != commit:
+        return CodeState(changed=[f"commit {before} is {commit}"], patch=now.patch)
+    if patch != now.patch:
+        return CodeState(changed=["what isn't committed"], patch=now.patch)
+    return CodeState()
+
+
 # ---- the loop
 
 
@@ -4170,7 +4181,6 @@ class Attempt:
 
     result: Result
     slot: Slot
-    folder: str
     take_up: TakeUp
     metadata: dict[str, Any]
     config_used: dict[str, bytes]  # name of its copy -> the config, where there is one
@@ -4182,12 +4192,21 @@ class Attempt:
 
     def stderr(self) -> str:
         """The end of what this attempt has written there."""
-        path = os.path.join(self.folder, LOGS["stderr"])
+        path = os.path.join(self.result.experiment_dir, LOGS["stderr"])
         return read_tail(path, start=self.stderr_start).decode(errors="replace")
 
     def own_files(self) -> dict[str, bytes]:
         """What stands beside its logs from its start on."""
         return {METADATA: json_bytes(self.metadata), **self.config_used}
+
+
+@dataclass
+class Shortage:
+    """There is no room for a launch just now; while there is, all of it is zero."""
+
+    pause: float = 0.0  # seconds between two tries
+    retry_at: float = 0.0  # when the next one is due
+    ran_at: float = 0.0  # when something could run last, or the shortage began
 
 
 def shortage_in(error: Exception) -> str:
@@ -4299,6 +4318,12 @@ def set_checkpoint_aside(checkpoint: str) -> str:
     return done
 
 
+def remove_copies(folder: str, pattern: str) -> None:
+    """Those of the checkpoints of an experiment that has completed."""
+    for copy in glob.glob(os.path.join(glob.escape(folder), os.path.dirname(pattern.rstrip("/")), ".kept_*")):
+        remove_tree(copy)
+
+
 def program() -> list[str]:
     """How this program was called, as far as a user would type it again."""
     if not sys.argv[0].endswith(".py") and shutil.which(sys.argv[0]):
@@ -4330,7 +4355,8 @@ class Batch:
         self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in job.to_run)
         self.free, self.slots = list(job.slots), len(job.slots)
-        self.preparing = 0  # attempts whose directory is made ready to be used again
+        self.preparing = 0  # experiments whose directory is made ready to be used again
+        self.prepared: set[str] = set()  # those of which it is
         self.running: list[Attempt] = []
         self.retries: Counter[str] = Counter()
         self.failed: set[str] = set()  # in this run
@@ -4338,18 +4364,13 @@ class Batch:
         self.stopped_by = 0  # the signal that has stopped it
         self.echo_until: defaultdict[int, float] = defaultdict(float)  # signal -> until when another one is its echo
         self.obstacle = ""  # why nothing more is launched
-        self.pause = 0.0  # seconds between two tries, while there is no room for a launch
-        self.retry_at = 0.0  # when it is tried next
-        self.ran_at = 0.0  # when something could run last, or the shortage began
+        self.shortage = Shortage()
         self.largest_checkpoint = 0  # bytes
         self.draw_due = 0.0 if self.console.live else math.inf
         copied = [each.config for each in job.plan if each.launched_config != each.config]
         self.watch = CodeWatch(working_directory, job.options.train_script, copied)
         self.unanswered = 0  # questions to it
-        self.patch_now = b""  # by what the code of a resumed batch differs from its commit, where it has changed
-        self.changed_before: list[str] = []  # in what the code differs from that of the runs of this batch before
-        self.script_lines = lines_like_metrics(bytes_of(job.options.train_script))
-        self.patterns = compile_metrics(job.options.metrics)
+        self.edits = CodeState()  # of the code that the batch began with, where another run of it goes on
         self.share: dict[str, str] = {}  # of the cores, as variables for each training
         self.guardian: Optional[Guardian] = None
         self.rules = stop_rules(job.options)
@@ -4384,7 +4405,7 @@ class Batch:
         if self.slots < 2 or self.options.launcher or "OMP_NUM_THREADS" in os.environ:
             return
         has_affinity = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0)) if has_affinity else os.sysconf("SC_NPROCESSORS_ONLN")
         threads = max(1, cores // self.slots)
         self.share = {"OMP_NUM_THREADS": str(threads)}
         self.say(f"each training gets OMP_NUM_THREADS={threads}: {count_of(cores, 'core')}, {self.slots} slots")
@@ -4404,7 +4425,7 @@ class Batch:
             self.console.start()
         except (OSError, RuntimeError) as error:
             raise UsageError(f"no room for the runner's own pipe and threads: {error}") from None
-        self.look_at_code(self.folder, self.recorder.head)
+        self.look_at_code(self.on_first_code)
 
     def catch_signals(self) -> None:
         """Have signals come as events, through a pipe that Python's own C handler writes and a thread reads.
@@ -4414,23 +4435,23 @@ class Batch:
         source, sink = os.pipe()
         os.set_blocking(sink, False)
         signal.set_wakeup_fd(sink, warn_on_full_buffer=False)
-        ignored = {number for number in STOP_SIGNALS if signal.getsignal(number) == signal.SIG_IGN}
-        suspend = {signal.SIGTSTP} if self.console.live else set()
-        events: dict[int, Callable[[], None]] = {signal.SIGCHLD: self.on_child, signal.SIGTSTP: self.on_suspend}
-        for number in {*STOP_SIGNALS} - ignored:
-            events[number] = functools.partial(self.on_stop_signal, number)
+        events: dict[int, Callable[[], None]] = {signal.SIGCHLD: self.on_child}
+        if self.console.live:
+            events[signal.SIGTSTP] = self.on_suspend
+        for number in STOP_SIGNALS:
+            if signal.getsignal(number) != signal.SIG_IGN:
+                events[number] = functools.partial(self.on_stop_signal, number)
+            elif number != signal.SIGHUP:  # nohup's wish is kept, for the trainings too
+                # Else a training would inherit that the signal is ignored, and not hear the runner's.
+                events[number] = lambda: None
 
         def pass_on() -> None:
             while True:
-                number = os.read(source, 1)[0]
-                if number in events:
-                    self.events.put(events[number])
+                self.events.put(events[os.read(source, 1)[0]])
 
         threading.Thread(target=pass_on, name="signals", daemon=True).start()
-        kept = ignored & {signal.SIGHUP}  # nohup's wish is kept, for the trainings too
-        for number in {*STOP_SIGNALS, signal.SIGCHLD, *suspend} - kept:
-            # Else a training would inherit that the signal is ignored, and not hear the runner's.
-            signal.signal(number, lambda *_: None)
+        for each in events:
+            signal.signal(each, lambda *_: None)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
     def on_stop_signal(self, number: int) -> None:
@@ -4451,11 +4472,10 @@ class Batch:
     def reap_orphans(self) -> None:
         """As pid 1 of a container the runner inherits what trainings leave behind. Leaders are waited for elsewhere,
         as is git, which is in the runner's own group."""
-        own = {attempt.process.group.leader for attempt in self.running}
+        others = {attempt.process.group.leader for attempt in self.running}
         for each in processes():
-            is_orphan = each.parent == 1 and each.group != os.getpgrp() and each.pid not in own
-            if is_orphan and each.state == "Z":
-                with contextlib.suppress(ChildProcessError):
+            if each.group != os.getpgrp() and each.pid not in others:
+                with contextlib.suppress(ChildProcessError):  # it is no child
                     os.waitpid(each.pid, os.WNOHANG)
 
     def on_suspend(self) -> None:
@@ -4471,7 +4491,7 @@ class Batch:
             for attempt in self.running:
                 attempt.process.hurry(now)
             return
-        self.stopped_by, self.obstacle = number, self.obstacle or signal_name(number)
+        self.stopped_by, self.obstacle = number, signal_name(number)
         for attempt in self.running:  # the signals leave before anything is said
             self.stop_attempt(attempt, Status.INTERRUPTED, f"stopped by {signal_name(number)}")
         self.say(f"{signal_name(number)}: {self.what_follows()}")
@@ -4505,56 +4525,53 @@ class Batch:
         if number == errno.EROFS:
             self.stop_launching(f"can't write {path}: {why}")
 
-    def look_at_code(self, folder: str, record: dict[str, Any], result: Optional[Result] = None) -> None:
-        """Have it noted which code runs: with the batch in the summary's head, with an attempt in its metadata."""
+    def look_at_code(self, tell: Callable[[CodeState], None]) -> None:
+        """Have this called, in the loop, with the code that runs now."""
+
+        def on_answer(state: CodeState) -> None:
+            self.unanswered -= 1
+            if state.note:
+                self.say(state.note)
+            tell(state)
+
         self.unanswered += 1
-        on_code = functools.partial(self.on_code, folder, record, result)
-        self.watch.ask(lambda state: self.events.put(lambda: on_code(state)))
+        self.watch.ask(lambda state: self.events.put(lambda: on_answer(state)))
 
-    def on_code(self, folder: str, record: dict[str, Any], result: Optional[Result], state: CodeState) -> None:
-        self.unanswered -= 1
-        if state.note:
-            self.say(state.note)
-        if result is None and isinstance(record.get("git"), dict):  # the first answer, in a batch that is resumed
-            self.compare_code(record["git"], state)
-            return
-        record["git"] = state.git
-        self.recorder.renew()
-        is_current = result is None or self.results[result.config_name] is result
-        patch = state.patch or self.patch_now
-        if patch and is_current:  # else the directory is a later attempt's by now
-            self.save_files(folder, {PATCH: patch})
-        if result and is_current:
-            self.note_code(result, record, state.changed)
+    def on_first_code(self, state: CodeState) -> None:
+        """Note with which code the batch begins, or in what the code has changed since an earlier run of it did."""
+        head = self.recorder.head
+        if not isinstance(head.get("git"), dict):
+            head["git"] = state.git
+            self.recorder.renew()
+            self.save_patch(self.folder, state.patch)
+        elif state.git:
+            self.edits = edits_since(head["git"], bytes_of(os.path.join(self.folder, PATCH)), state)
 
-    def compare_code(self, before: Mapping[str, Any], state: CodeState) -> None:
-        """Find out whether a batch that is resumed goes on with the code that it began with. What the code differs by
-        from its commit now is kept with the attempts; with the batch stays what it was at the beginning."""
-        if not state.git:
-            return
-        if before.get("commit") != state.git["commit"]:
-            self.changed_before = [f"commit {before.get('commit')} is {state.git['commit']}"]
-        elif bytes_of(os.path.join(self.folder, PATCH)) != state.patch:
-            self.changed_before = ["what isn't committed"]
-        self.patch_now = state.patch if self.changed_before else b""
-
-    def note_code(self, result: Result, metadata: dict[str, Any], changed: Sequence[str]) -> None:
+    def on_code(self, attempt: Attempt, state: CodeState) -> None:
         """Keep which code an attempt runs, or ran, and warn where the batch began with another."""
-        self.recorder.save_json(os.path.join(self.folder, result.config_name, METADATA), metadata)
-        changed = [*self.changed_before, *changed]
+        result, metadata = attempt.result, attempt.metadata
+        metadata["git"] = state.git
+        if self.results[result.config_name] is not result:
+            return  # the directory is a later attempt's by now
+        self.save_patch(result.experiment_dir, state.patch or self.edits.patch)
+        self.recorder.save_json(os.path.join(result.experiment_dir, METADATA), metadata)
+        changed = [*self.edits.changed, *state.changed]
         if changed:
             self.warn(result, f"code has changed since the batch began: {', '.join(changed[:5])}")
             self.recorder.changed(result)
             if result.status is not Status.RUNNING:
                 self.save_result(result)
 
-    def save_files(self, folder: str, files: Mapping[str, bytes]) -> None:
-        for name, data in files.items():
-            path = os.path.join(folder, name)
-            self.recorder.save(path, functools.partial(write_file, path, data, sync=False))
+    def save_patch(self, folder: str, patch: bytes) -> None:
+        if patch:
+            self.save_file(folder, PATCH, patch)
+
+    def save_file(self, folder: str, name: str, data: bytes) -> None:
+        path = os.path.join(folder, name)
+        self.recorder.save(path, lambda: write_file(path, data, sync=False))
 
     def save_result(self, result: Result) -> None:
-        self.recorder.save_json(os.path.join(self.folder, result.config_name, RESULT), to_json(result))
+        self.recorder.save_json(os.path.join(result.experiment_dir, RESULT), to_json(result))
 
     def warn(self, result: Result, text: str) -> None:
         result.warnings.append(text)
@@ -4626,12 +4643,9 @@ class Batch:
     def check_config(self, result: Result) -> None:
         """At the first step: a trainer that reads the original config, not its copy, may have read an edited one."""
         planned = self.plan[result.config_name]
-        if planned.launched_config == planned.config and bytes_of(planned.config) != self.source_of(planned):
+        source = self.planner.read(planned.source).source
+        if planned.launched_config == planned.config and bytes_of(planned.config) != source:
             self.warn(result, f"{planned.config} was edited since the batch began, and may have been read so")
-
-    def source_of(self, planned: Experiment) -> bytes:
-        """What its config held when it was planned."""
-        return self.planner.read(planned.source or planned.config).source
 
     def refresh_views(self) -> None:
         now = time.monotonic()
@@ -4650,9 +4664,9 @@ class Batch:
 
     def next_launch(self) -> float:
         """When the next launch may be tried; never where nothing waits for one, or no slot is free."""
-        return self.retry_at if self.waiting and self.free and not self.obstacle else math.inf
+        return self.shortage.retry_at if self.waiting and self.free and not self.obstacle else math.inf
 
-    def launch(self, planned: Experiment, slot: Slot, is_prepared: bool = False) -> None:
+    def launch(self, planned: Experiment, slot: Slot) -> None:
         """Begin the next attempt of an experiment. What there is no room for waits; another failure is its end."""
         before = self.results[planned.name]
         result = next_result(before, slot)
@@ -4660,11 +4674,12 @@ class Batch:
             self.check_room()
             if planned.problem:
                 raise UsageError(planned.problem)
-            if before.attempts and not is_prepared:
-                self.prepare(planned, slot, before.attempts)
+            if before.attempts and planned.name not in self.prepared:
+                self.prepare(planned, slot, before)
             else:
                 self.start(on_device(self.options, self.planner, planned, slot), result, slot)
-                self.pause = 0.0
+                self.prepared.discard(planned.name)
+                self.shortage = Shortage()
         except Exception as error:
             self.free.append(slot)
             why = shortage_in(error)
@@ -4674,16 +4689,16 @@ class Batch:
             else:
                 self.end_unstarted(planned, result, error)
 
-    def prepare(self, planned: Experiment, slot: Slot, attempts: int) -> None:
+    def prepare(self, planned: Experiment, slot: Slot, before: Result) -> None:
         """Before a directory is used again: what the scribe has yet to write there goes first, and a copy of an only
         checkpoint is kept, in a thread, as it may be large. Raises RuntimeError."""
         settled = threading.Event()
-        folder = os.path.join(self.folder, planned.name)
+        folder = before.experiment_dir
 
         def work() -> None:
             settled.wait()
             try:
-                checkpoint = take_up(planned, folder, attempts, self.options).checkpoint
+                checkpoint = take_up(planned, folder, before.attempts, self.options).checkpoint
                 is_only = checkpoints(folder, self.options.checkpoints) == [checkpoint]
                 if is_only and not os.path.exists(copy_path(checkpoint)):
                     keep_copy(checkpoint)
@@ -4698,8 +4713,9 @@ class Batch:
 
     def on_prepared(self, planned: Experiment, slot: Slot) -> None:
         self.preparing -= 1
-        if not self.obstacle:
-            self.launch(planned, slot, is_prepared=True)
+        self.prepared.add(planned.name)
+        self.free.append(slot)
+        self.waiting.appendleft(planned)  # it is the next to be launched, if anything is
 
     def check_room(self) -> None:
         """Raises OSError where the disk has no room for what the trainings may write."""
@@ -4712,15 +4728,16 @@ class Batch:
     def wait_for_room(self, why: str) -> None:
         """A passing shortage burns no plan: it is tried again when a training ends, or after 1, 2, 4 ... 60 s."""
         now = time.monotonic()
-        if not self.pause:
+        shortage = self.shortage
+        if not shortage.pause:
             self.say(f"waiting: {why}; tried again until there is room")
-            self.ran_at = now
+            shortage.ran_at = now
         if self.running:
-            self.ran_at = now
-        if now >= self.ran_at + SHORT:
+            shortage.ran_at = now
+        if now >= shortage.ran_at + SHORT:
             self.stop_launching(f"{why}; nothing could run for {show_duration(SHORT)}")
-        self.pause = min(60.0, max(1.0, 2 * self.pause))
-        self.retry_at = now + self.pause
+        shortage.pause = min(60.0, max(1.0, 2 * shortage.pause))
+        shortage.retry_at = now + shortage.pause
 
     def stop_launching(self, why: str) -> None:
         if not self.obstacle:
@@ -4741,7 +4758,8 @@ class Batch:
             taken.callback(launch.abandon)
             attempt = self.make_ready(experiment, result, slot)
             for name, file in LOGS.items():
-                logs[name] = Log(os.path.join(attempt.folder, file), users=2 if name == "combined" else 1)
+                users = 2 if name == "combined" else 1
+                logs[name] = Log(os.path.join(result.experiment_dir, file), users)
                 taken.callback(discard, logs[name])
             attempt.stderr_start = os.fstat(logs["stderr"].descriptor).st_size
             mark = self.guardian.mark_next() if self.guardian else {}
@@ -4750,8 +4768,8 @@ class Batch:
             taken.pop_all()
         # From here on there is a training: nothing below may fail before it is known to the loop.
         if self.guardian:
-            self.guardian.tell_started(group, attempt.folder)
-        rules = replace(self.rules, folder=attempt.folder)
+            self.guardian.tell_started(group, result.experiment_dir)
+        rules = replace(self.rules, folder=result.experiment_dir)
         attempt.tees = launch.tees
         attempt.process = Process(group, launch, rules, time.monotonic())
         attempt.metadata.update(pid=group.leader, pid_started=group.started)
@@ -4760,23 +4778,24 @@ class Batch:
 
     def make_ready(self, experiment: Experiment, result: Result, slot: Slot) -> Attempt:
         """Make an experiment's directory ready for an attempt, and work out what that one is given."""
-        before, folder = self.results[experiment.name], os.path.join(self.folder, experiment.name)
+        before, folder = self.results[experiment.name], result.experiment_dir
         up = take_up(experiment, folder, before.attempts, self.options)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(folder)
+        os.makedirs(folder, exist_ok=True)
         if up.checkpoint:
             result.metrics = replace(before.metrics, first_step=None, largest_gap=None, diverged_since=None)
         elif os.listdir(folder):
             move_aside(folder, before.attempts)
         metadata = self.metadata(experiment, result, slot, up)
-        config_used, planned = {}, self.source_of(experiment)
+        config_used, planned = {}, self.planner.read(experiment.source).source
         if experiment.config:
             ending = os.path.splitext(experiment.config)[1]
             config_used[f"config_used{ending}"] = bytes_of(experiment.launched_config) or planned
-        own_lines = self.script_lines | lines_like_metrics(planned)  # a trainer that prints them says nothing
-        was_finite = bool(up.checkpoint) and before.metrics.step is not None
-        readers = {each: LineReader(own_lines, self.patterns, was_finite) for each in ("stdout", "stderr")}
-        return Attempt(result, slot, folder, up, metadata, config_used, readers)
+        # A trainer that prints its own lines says nothing.
+        own_lines = lines_like_metrics(bytes_of(self.options.train_script), planned)
+        patterns = compile_metrics(self.options.metrics)
+        was_finite = result.metrics.step is not None
+        readers = {each: LineReader(own_lines, patterns, was_finite) for each in ("stdout", "stderr")}
+        return Attempt(result, slot, up, metadata, config_used, readers)
 
     def begin(self, attempt: Attempt, logs: Mapping[str, Log]) -> None:
         """The training runs: write down as what, have its output read, and look whether the code is as it was."""
@@ -4787,7 +4806,7 @@ class Batch:
         with contextlib.suppress(OSError):  # what is missing is written in the end
             for file, data in attempt.own_files().items():
                 # Under a temporary name of its own: the scribe may be writing this file, too.
-                write_file(os.path.join(attempt.folder, file), data, sync=False, is_holder=False)
+                write_file(os.path.join(result.experiment_dir, file), data, sync=False, is_holder=False)
         if up.checkpoint:  # so that attempts can be told apart in combined.log
             start = b"\n" if read_tail(logs["combined"].path, 1).strip(b"\n") else b""
             mark = f"attempt {result.attempts} {up.words}\n".encode()
@@ -4796,7 +4815,7 @@ class Batch:
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
         for tee in attempt.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream].read, follow)
-        self.look_at_code(attempt.folder, metadata, result)
+        self.look_at_code(functools.partial(self.on_code, attempt))
         begins = "started" if result.attempts == 1 else up.words
         self.say(f"{name}: {begins}, pid {metadata['pid']}: {metadata['command_line']}")
 
@@ -4804,25 +4823,24 @@ class Batch:
         """What a training gets in its environment, unless the user's has a value of its own."""
         wanted = dict(self.share)
         if True in (experiment.settings.get("wandb_log"), experiment.settings.get("wandb_enabled")):
-            wanted.update(self.wandb_variables(experiment.name, result))
+            wanted.update(self.wandb_variables(result))
         chosen = {key: value for key, value in wanted.items() if key not in os.environ}
         if slot.gpus:
             chosen["CUDA_VISIBLE_DEVICES"] = slot.gpus
         return chosen
 
-    def wandb_variables(self, name: str, result: Result) -> dict[str, str]:
+    def wandb_variables(self, result: Result) -> dict[str, str]:
         """A batch is a group, and an attempt that continues goes on with the run of the one before: its metadata is
         there yet, while that of one that is started over has been moved aside."""
-        batch = os.path.basename(self.place)
-        before = read_own(os.path.join(self.folder, name), METADATA).get("environment_set")
+        batch, name = os.path.basename(self.place), result.config_name
+        before = read_own(result.experiment_dir, METADATA).get("environment_set")
         run = before.get("WANDB_RUN_ID") if isinstance(before, dict) else None
         origin = f"{batch}/{name}/{result.attempts}/{self.recorder.head.get('start_time')}/{os.uname().nodename}"
         run_id = str(run or sha256(origin.encode())[:16])
         return {"WANDB_RUN_GROUP": batch, "WANDB_RUN_ID": run_id, "WANDB_RESUME": "allow"}
 
     def metadata(self, experiment: Experiment, result: Result, slot: Slot, up: TakeUp) -> dict[str, Any]:
-        folder = os.path.join(self.folder, experiment.name)
-        command = build_command(self.options, experiment, folder, slot, up.checkpoint)
+        command = build_command(self.options, experiment, result.experiment_dir, slot, up.checkpoint)
         environment = self.environment(experiment, result, slot)
         system = os.uname()
         return {
@@ -4855,7 +4873,7 @@ class Batch:
             result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
             result.traceback = traceback.format_exc()
         with contextlib.suppress(OSError):
-            os.mkdir(os.path.join(self.folder, planned.name))
+            os.mkdir(result.experiment_dir)
         self.end_attempt(result)
 
     def finish(self, attempt: Attempt) -> None:
@@ -4866,8 +4884,10 @@ class Batch:
         if not process.is_stuck:
             process.launch.close()
             self.free.append(attempt.slot)
-        elif not (self.free or self.running or self.preparing):
-            self.stop_launching("no slot is left: what ran in them can't be killed")
+        else:
+            self.slots -= 1
+            if not self.slots:
+                self.stop_launching("no slot is left: what ran in them can't be killed")
         if process.is_unkillable:  # no second one beside it
             self.retries[attempt.result.config_name] = self.options.retries
         self.take_news(attempt)
@@ -4877,7 +4897,7 @@ class Batch:
 
     def conclude(self, attempt: Attempt) -> None:
         """Tell from a training that is over how its attempt ended."""
-        process, result, folder = attempt.process, attempt.result, attempt.folder
+        process, result = attempt.process, attempt.result
         result.duration_seconds = round(process.ended_at - process.began, 3)
         result.total_seconds = round((result.total_seconds or 0.0) + result.duration_seconds, 3)
         result.log_complete = not process.failed_logs
@@ -4888,7 +4908,7 @@ class Batch:
             result.max_rss_bytes = ended.max_rss_bytes
         for text in judge(result, self.stop_of(attempt), attempt.stderr(), self.planner.script.strict):
             self.warn(result, text)
-        for newest in checkpoints(folder, self.options.checkpoints)[:1]:
+        for newest in checkpoints(result.experiment_dir, self.options.checkpoints)[:1]:
             result.final_checkpoint = newest
             self.largest_checkpoint = max(self.largest_checkpoint, look_at(newest)[0])
 
@@ -4906,11 +4926,12 @@ class Batch:
 
     def put_back_files(self, attempt: Attempt) -> None:
         """What a trainer that remakes its directory has taken away; the logs have seen to themselves."""
-        kept = names_in(attempt.folder, ".*")
-        gone = {name: data for name, data in attempt.own_files().items() if name not in kept}
+        result, files = attempt.result, attempt.own_files()
+        gone = sorted(files.keys() - names_in(result.experiment_dir, ".*"))
+        for name in gone:
+            self.save_file(result.experiment_dir, name, files[name])
         if gone:
-            self.save_files(attempt.folder, gone)
-            self.warn(attempt.result, f"put back what the training removed: {', '.join(gone)}")
+            self.warn(result, f"put back what the training removed: {', '.join(gone)}")
 
     def sets_checkpoint_aside(self, attempt: Attempt) -> bool:
         """After a continued attempt whose error says that the checkpoint can't be read: whether it is tried again
@@ -4936,19 +4957,16 @@ class Batch:
 
     def end_attempt(self, result: Result, is_tried_again: bool = False) -> None:
         """The one place in which an attempt ends: it is recorded, counted, said, and perhaps taken up again."""
-        folder = os.path.join(self.folder, result.config_name)
         result.end_time = now_iso()
         self.save_result(result)
         self.recorder.changed(result)
         for line in [end_in_line(result), *(result.traceback or "").splitlines()]:
             self.say(line)
         if result.status is Status.COMPLETED:
-            for place in {folder, *map(os.path.dirname, checkpoints(folder, self.options.checkpoints))}:
-                for copy in names_in(place, r"\.kept_.*"):
-                    remove_tree(os.path.join(place, copy))
+            remove_copies(result.experiment_dir, self.options.checkpoints)
         elif result.status in FAILURES and not is_tried_again:
             self.count_failure(result)
-        self.retry_at = 0.0  # its end may have made room
+        self.shortage.retry_at = 0.0  # its end may have made room
 
     def count_failure(self, result: Result) -> None:
         name = result.config_name
@@ -4969,7 +4987,7 @@ class Batch:
         while self.unanswered and not self.stopped_by and time.monotonic() < patience:
             self.take_events(1.0)
         counts = count_statuses(self.results.values())
-        is_finished = not (self.stopped_by or self.waiting or self.preparing or counts["pending"])
+        is_finished = not (self.stopped_by or self.waiting or self.preparing)
         self.recorder.head.update(state="finished" if is_finished else "interrupted", end_time=now_iso())
         is_saved = self.recorder.finish(self.results)
         self.take_events(0.0)  # what could not be written is said
@@ -4980,7 +4998,7 @@ class Batch:
     def say_end(self, is_all_well: bool) -> None:
         """The table, for the master log and the console, which is then settled."""
         self.console.draw([])
-        results = [self.results[name] for name in self.plan]
+        results = list(self.results.values())
         below = [show_counts(count_statuses(results))]
         if not is_all_well:
             below.append(f"continue with: {shell_line([*program(), '--resume', self.place])}")
