@@ -3770,13 +3770,16 @@ def joined_results(batches: Sequence[StoredBatch], place: str) -> list[Result]:
     """The results of one batch, or of several as one, then with the settings in which these differ.
 
     A name that several have stands behind its batch's place below the directory that they have in common."""
-    times = Counter(name for batch in batches for name in batch.results)
-    commons = [batch.facts.common_settings for batch in batches]
-    shared = Counter((key, repr(value)) for common in commons for key, value in common.items())
+    times: Counter[str] = Counter()
+    shared: Counter[str] = Counter()  # a common setting with its value, as a text -> how many batches have it
+    for batch in batches:
+        times.update(batch.results.keys())
+        shared.update(map(repr, batch.facts.common_settings.items()))
     joined = []
-    for batch, common in zip(batches, commons):
+    for batch in batches:
         label = os.path.relpath(batch.folder, place)
-        apart = {key: value for key, value in common.items() if shared[key, repr(value)] < len(batches)}
+        common = batch.facts.common_settings.items()
+        apart = {key: value for key, value in common if shared[repr((key, value))] < len(batches)}
         for name, each in batch.results.items():
             full_name = f"{label}/{name}" if times[name] > 1 else name
             joined.append(replace(each, config_name=full_name, settings={**apart, **each.settings}))
@@ -3822,7 +3825,7 @@ def read_curves(
     for stream in ("stdout", "stderr"):
         path = os.path.join(folder, LOGS[stream])
         if path not in curves:
-            configs = [os.path.join(folder, name) for name in names_in(folder, r"config_used\..*")]
+            configs = glob.glob(os.path.join(glob.escape(folder), "config_used.*"))
             curves[path] = Curve(lines_like_metrics(*map(bytes_of, configs)), patterns)
         curves[path].update(path, limit)
         drawn.append(curves[path].drawn())
@@ -3928,7 +3931,7 @@ class Scribe(threading.Thread):
 class Recorder:
     """Master log, summary, results and page of a batch. Its methods are the loop's; the scribe does what they start."""
 
-    def __init__(self, folder: str, names: Sequence[str], head: dict[str, Any], console: Console) -> None:
+    def __init__(self, folder: str, names: Iterable[str], head: dict[str, Any], console: Console) -> None:
         """Raises OSError where the master log can't be opened."""
         self.folder, self.head, self.console = folder, head, console
         self.scribe = Scribe()
@@ -4045,7 +4048,8 @@ class CodeWatch(threading.Thread):
         super().__init__(name="git", daemon=True)
         self.place = place
         self.root = repository_root(place)
-        self.script_folder = os.path.dirname(os.path.normpath(os.path.join(place, script)))
+        beside_script = os.path.dirname(os.path.normpath(os.path.join(place, script)))
+        self.top, self.most = (self.root, MAX_FOLDERS) if self.root else (beside_script, 1)  # directories that are read
         self.frozen = {os.path.normpath(os.path.join(place, path)) for path in frozen}  # these run from their copies
         self.stamps: dict[str, tuple[int, int]] = {}  # what tells a change of the files, and of their directories
         self.code: Code = {}  # as it was when it was read last
@@ -4075,8 +4079,7 @@ class CodeWatch(threading.Thread):
         """Read the *.py of the repository that holds the working directory, or else those beside the script."""
         files: list[str] = []
         folders: list[str] = []
-        most = MAX_FOLDERS if self.root else 1
-        for folder, inner, names in itertools.islice(os.walk(self.root or self.script_folder), most):
+        for folder, inner, names in itertools.islice(os.walk(self.top), self.most):
             inner[:] = [name for name in inner if is_source_folder(os.path.join(folder, name))]
             folders.append(folder)
             files += [os.path.join(folder, name) for name in fnmatch.filter(names, "*.py")]
@@ -4088,7 +4091,7 @@ class CodeWatch(threading.Thread):
             state = self.ask_git()
         except (OSError, subprocess.SubprocessError):
             state = CodeState()
-        changed = {path for path, _ in self.first.items() ^ code.items()} - self.frozen
+        changed = dict(self.first.items() ^ code.items()).keys() - self.frozen
         counting = changed & (self.known or changed)
         state.changed = sorted(os.path.relpath(path, self.place) for path in counting)
         return state
@@ -4107,7 +4110,7 @@ class CodeWatch(threading.Thread):
             return state
         state.patch = self.git(*DIFF, "HEAD")
         for tag, name in files:
-            if tag == "?" and len(state.patch) <= PATCH_BYTES:
+            if tag == "?":
                 state.patch += self.git(*DIFF, "--no-index", "--", os.devnull, name)
         if len(state.patch) > PATCH_BYTES:
             state.note = f"the code differs from its commit by {len(state.patch) >> 20} MB, which aren't kept"
@@ -4216,16 +4219,6 @@ def shortage_in(error: Exception) -> str:
     return str(error.strerror) if isinstance(error, OSError) and error.errno in SHORTAGES else ""
 
 
-def slots_of(options: Options, gpus: Sequence[str] = ()) -> list[Slot]:
-    """`gpus` are those of this machine that may be used, for --gpus."""
-    size = options.gpus
-    if size:
-        starts = range(0, len(gpus) - size + 1, size)
-        return [Slot(number, gpus=",".join(gpus[start : start + size])) for number, start in enumerate(starts)]
-    devices: Sequence[Optional[str]] = options.devices or [None] * options.jobs
-    return [Slot(number, device) for number, device in enumerate(devices)]
-
-
 def next_result(before: Result, slot: Slot) -> Result:
     """The result of the attempt that comes next, as far as it is known before it begins."""
     kept = ("config_name", "config_path", "experiment_dir", "overrides", "settings", "max_iters", "log_files")
@@ -4241,9 +4234,9 @@ def judge(result: Result, stop: Optional[tuple[Status, str]], stderr: str, is_st
     """Tell from its return code, from its stderr, and from as what and why it was stopped, how an attempt ended.
 
     Returns warnings; a strict trainer is one that prints steps."""
-    ended, cautions = "", []
-    if result.return_code is not None:
-        result.signal, ended = end_in_words(result.return_code)
+    cautions = []
+    # There is none of a training that can't be killed, of which `stop` tells.
+    result.signal, ended = end_in_words(or_else(result.return_code, 0))
     result.status, result.error = stop or (Status.FAILED, ended)
     if not stop and result.return_code == 0:
         result.status, result.error = Status.COMPLETED, None
@@ -4330,7 +4323,7 @@ def program() -> list[str]:
         return [sys.argv[0]]
     short = os.path.basename(sys.executable)
     # By its place, not by where its link leads: an environment's Python is a link to the one that made it.
-    is_found = os.path.abspath(shutil.which(short) or "") == os.path.abspath(sys.executable)
+    is_found = shutil.which(short) == sys.executable
     is_lasting = "UV" not in os.environ  # `uv run` has the environment's Python found, but only for this call
     return [short if is_found and is_lasting else sys.executable, sys.argv[0]]
 
@@ -5042,11 +5035,9 @@ def a_count(text: str, least: int = 1) -> int:
 
 def a_stop_signal(text: str) -> str:
     name = re.sub("^SIG", "", text.upper())
-    if name == "AUTO":
-        return "auto"
-    if f"SIG{name}" not in signal.Signals.__members__ or name in ("KILL", "STOP"):
+    if f"SIG{name}" not in {"SIGAUTO", *signal.Signals.__members__} - {"SIGKILL", "SIGSTOP"}:
         raise ValueError(f"not a signal that a trainer can handle: {text!r}")
-    return name
+    return "auto" if name == "AUTO" else name
 
 
 def a_metric(text: str) -> str:
@@ -5208,7 +5199,7 @@ def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
 # ---- what a batch is run with
 
 
-def prepare(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job:
+def make_job(given: Mapping[str, Any], options: Options, notes: list[str]) -> Job:
     """Read the trainer, and refuse what can't work before anything starts."""
     check_template(options)
     planner = Planner(read_trainer(options))
@@ -5249,19 +5240,20 @@ def check(options: Options) -> None:
 
 def find_slots(options: Options) -> list[Slot]:
     """Raises UsageError where there are too few GPUs for what is asked for."""
-    is_auto = options.devices == ["auto"]
-    needed = options.gpus or int(is_auto)
-    gpus = all_gpus() if needed else []
-    if len(gpus) < needed:
-        found = f"only {count_of(len(gpus), 'GPU')} found by nvidia-smi and CUDA_VISIBLE_DEVICES"
-        raise UsageError(f"--gpus, --devices auto: {found}; try --device cpu")
-    if is_auto:
-        options.devices = [f"cuda:{index}" for index in range(len(gpus))]
-    return slots_of(options, gpus)
+    size = options.gpus
+    if size:
+        gpus = all_gpus(size)
+        starts = range(0, len(gpus) - size + 1, size)
+        return [Slot(number, gpus=",".join(gpus[start : start + size])) for number, start in enumerate(starts)]
+    if options.devices == ["auto"]:
+        options.devices = [f"cuda:{index}" for index in range(len(all_gpus(1)))]
+    devices: Sequence[Optional[str]] = options.devices or [None] * options.jobs
+    return [Slot(number, device) for number, device in enumerate(devices)]
 
 
-def all_gpus() -> list[str]:
-    """The GPUs that nvidia-smi lists, or those of them that CUDA_VISIBLE_DEVICES leaves, by what it calls them."""
+def all_gpus(least: int) -> list[str]:
+    """The GPUs that nvidia-smi lists, or those of them that CUDA_VISIBLE_DEVICES leaves, by what it calls them; raises
+    UsageError for too few."""
     listed = ""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=60).stdout
@@ -5269,23 +5261,22 @@ def all_gpus() -> list[str]:
     words = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(numbers)).split(",")
     # CUDA stops at the first that isn't there.
     is_there = re.compile("|".join(["(GPU|MIG)-.*", *numbers])).fullmatch
-    return list(itertools.takewhile(is_there, map(str.strip, words)))
+    gpus = list(itertools.takewhile(is_there, map(str.strip, words)))
+    if len(gpus) < least:
+        found = f"only {count_of(len(gpus), 'GPU')} found by nvidia-smi and CUDA_VISIBLE_DEVICES"
+        raise UsageError(f"--gpus, --devices auto: {found}; try --device cpu")
+    return gpus
 
 
-def settle(job: Job) -> dict[str, bytes]:
+def complete_plan(job: Job) -> dict[str, bytes]:
     """Complete what is known of each experiment, now that all are planned. Returns what is to be frozen."""
     planner, keys, to_run = job.planner, differing(job.plan), set(job.to_run)
-    originals = {each.source: each.config for each in job.plan if each.source}
+    originals = {each.source: each.config for each in job.plan}
+    originals.pop("", None)  # of what can't be read
     names = frozen_names(job.folder, originals)
-    # A configurator gets the frozen copy, unless it matters to it where the config lies.
-    takes_copy = planner.script.strict and not planner.script.uses_file
     for each in job.plan:
-        each.frozen = names.get(each.source, "")
-        each.launched_config = each.config
-        takes_this = takes_copy and not planner.read(each.source).uses_file
-        # What was interrupted goes on with its copy, where its original was edited.
-        is_other = planner.read(each.source).source != planner.read(each.config).source
-        if each.frozen and (takes_this or is_other):
+        each.frozen, each.launched_config = names.get(each.source, ""), each.config
+        if gets_copy(planner, each):
             each.launched_config = os.path.join(job.folder, PLAN, each.frozen)
         result = job.results.setdefault(each.name, Result(config_name=each.name))
         settings = {key: in_words(each.settings[key]) for key in keys if key in each.settings}
@@ -5299,10 +5290,19 @@ def settle(job: Job) -> dict[str, bytes]:
     return {source: planner.read(source).source for source in originals}
 
 
+def gets_copy(planner: Planner, planned: Experiment) -> bool:
+    """Whether the frozen copy of a config is launched. A configurator gets it, unless it matters to either where they
+    lie; and what was interrupted goes on with its copy, where its original was edited."""
+    read_now = planner.read(planned.source)
+    uses_file = planner.script.uses_file or read_now.uses_file
+    was_edited = read_now.source != planner.read(planned.config).source
+    return was_edited or (planner.script.strict and not uses_file)
+
+
 def facts_of(job: Job) -> dict[str, Any]:
     """What the head of the summary says of a batch that begins or goes on."""
     own = {*differing(job.plan), *INVENTED}
-    first = job.plan[0].settings if job.plan else {}
+    first = next(iter(job.plan), Experiment()).settings
     return {
         "experiment_dir": job.folder,
         "state": "running",
@@ -5324,8 +5324,8 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
     if lock is None:
         job.notes.append(NO_LOCKS)
     try:
-        freeze(job.folder, job.plan, settle(job), head)
-        recorder = Recorder(job.folder, [each.name for each in job.plan], head, Console(job.options.quiet))
+        freeze(job.folder, job.plan, complete_plan(job), head)
+        recorder = Recorder(job.folder, job.results, head, Console(job.options.quiet))
         write_file(os.path.join(job.folder, SUMMARY), json_bytes(recorder.summary(job.results)))
     except OSError as error:
         raise UsageError(f"can't write to the batch: {error.filename or job.folder}: {error.strerror}") from None
@@ -5337,7 +5337,7 @@ def run_job(job: Job, head: dict[str, Any], lock: Optional[int]) -> int:
 
 def show_job(job: Job) -> int:
     """Print what would be run and why, after some notes."""
-    settle(job)
+    complete_plan(job)
     lines = [f"# {clean(note)}" for note in job.notes]
     free = itertools.cycle(job.slots)
     to_run = set(job.to_run)
@@ -5376,7 +5376,7 @@ def new_batch(given: dict[str, Any]) -> int:
     if not {"train_script", "command"} & given.keys() and default_script() != options.train_script:
         notes.append(f"the training script is {default_script()}: there is no {options.train_script}")
         options.train_script = default_script()
-    job = prepare(given, options, notes)
+    job = make_job(given, options, notes)
     whole = plan_new(job)
     if not job.plan:  # an array may have more elements than there are experiments
         return say_nothing_to_do(options, [f"--shard {options.shard}: no experiment is left of {len(whole)}"])
@@ -5409,8 +5409,10 @@ def plan_new(job: Job) -> list[Experiment]:
     whole = planner.plan(options, configs)
     on_device(options, planner, whole[0], job.slots[0])  # raises where the trainer knows no device
     job.plan = take_shard(whole, options.shard or "1/1")
-    job.to_run = [each.name for each in job.plan]
-    told = [f"warning: {each.config}: {text}" for each in job.plan for text in planner.warnings(each)]
+    told = []
+    for each in job.plan:
+        job.to_run.append(each.name)
+        told += [f"warning: {each.config}: {text}" for text in planner.warnings(each)]
     job.notes += dict.fromkeys(told)
     return whole
 
@@ -5432,7 +5434,7 @@ def resume_batch(given: dict[str, Any]) -> int:
     notes = [f"resuming {folder}", *stored.notes]
     if current_directory() != here:
         notes.append(f"working in {current_directory()}, where the batch was started")
-    job = prepare(given, options, notes)
+    job = make_job(given, options, notes)
     job.folder, job.results = stored.folder, stored.results
     plan_again(job, stored)
     before, facts = stored.summary, facts_of(job)
@@ -5470,8 +5472,12 @@ def batch_to_resume(given: Mapping[str, Any]) -> str:
 
 def left_of(stored: StoredBatch, overrides: Mapping[str, str]) -> set[str]:
     """What isn't completed; what has diverged would diverge again, unless a setting is overridden."""
-    undone = {name: result for name, result in stored.results.items() if result.status is not Status.COMPLETED}
-    return {name for name, result in undone.items() if overrides or not result.diverged}
+    left = set()
+    for name, result in stored.results.items():
+        is_hopeless = result.diverged and not overrides
+        if result.status is not Status.COMPLETED and not is_hopeless:
+            left.add(name)
+    return left
 
 
 def resumed_options(stored: StoredBatch, given: Mapping[str, Any]) -> Options:
@@ -5497,10 +5503,10 @@ def go_where(summary: Mapping[str, Any], folder: str) -> str:
     place, script = str(summary.get("working_directory")), str(summary.get("train_script"))
     began_as = os.path.join(place, str(summary.get("experiment_dir")))
     has_moved = not (os.path.exists(began_as) and os.path.samefile(began_as, folder))
-    if not os.path.isdir(place) or (has_moved and os.path.exists(script)):
+    if has_moved and os.path.exists(script):
         return folder
     folder = os.path.abspath(folder)
-    with contextlib.suppress(OSError):  # it can't be entered: then where the user is
+    with contextlib.suppress(OSError, ValueError):  # it has gone, or can't be entered: then where the user is
         os.chdir(place)
     inside = os.path.relpath(folder)
     return folder if inside.startswith("..") else inside
@@ -5509,10 +5515,12 @@ def go_where(summary: Mapping[str, Any], folder: str) -> str:
 def plan_again(job: Job, stored: StoredBatch) -> None:
     """Plan what is run now, with what is overridden now; what is left alone stays as it was."""
     again, overrides = job.options.again, job.options.overrides
-    named = [name for pattern in again for name in fnmatch.filter(job.results, pattern)]
+    named: set[str] = set()
+    for pattern in again:
+        named.update(fnmatch.filter(job.results, pattern))
     if again and not named:
         raise UsageError(f"--again: no experiment of this name: {' '.join(again)}; see --status")
-    to_run = left_of(stored, overrides).union(named)
+    to_run = left_of(stored, overrides) | named
     for before in stored.plan:
         result = job.results[before.name]
         source = choose_source(job, before, result)
@@ -5591,7 +5599,7 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
 def show_batches(options: Options) -> int:
     """--status and --report."""
     named = options.status or options.report or [options.base_out_dir]
-    overview = Overview([read_batch(folder) for folder in batches_named(named)])
+    overview = Overview(list(map(read_batch, batches_named(named))))
     if options.report is not None:
         path = os.path.join(overview.place, REPORT)
         try:
@@ -5624,8 +5632,9 @@ def status_json(overview: Overview) -> dict[str, Any]:
 
 
 def status_lines(overview: Overview) -> list[str]:
-    lines = [note for batch in overview.batches for note in batch.notes]
+    lines = []
     for batch in overview.batches:
+        lines += batch.notes
         facts, results = batch.facts, list(batch.results.values())
         eta = show_eta(batch_left(results, facts.slots), ", ")
         counts, took = show_counts(count_statuses(results)), show_duration(batch_seconds(batch))
@@ -5643,7 +5652,7 @@ def main() -> int:
     os.close(number)
     try:
         given = parse(sys.argv[1:])
-        if "status" in given or "report" in given:
+        if given.keys() & {"status", "report"}:
             return show_batches(Options(**given))
         return resume_batch(given) if "resume" in given else new_batch(given)
     except UsageError as error:
