@@ -1382,7 +1382,9 @@ class Curve:
         for said in self.reader.find(lines[:size], most):
             add_point(self.points["train"], said.step, said.train)
             add_point(self.points["val"], said.step, said.val)
-        self.points = {kind: thinned(kind, points) for kind, points in self.points.items()}
+        for kind, points in self.points.items():
+            if len(points) > 4 * SPANS:  # seldom: it takes its time
+                self.points[kind] = thinned(kind, points)
         self.offset += size
         return size
 
@@ -2385,11 +2387,10 @@ class Tee(threading.Thread):
         if not self.begun.get():
             return
         while block := self.next_block():
-            self.tell(self.log, self.log.write([block]))
             self.take(block)
         is_at_end = bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)  # nobody holds its other end
         if self.rest:
-            self.take(b"\n")
+            self.take(b"\n", is_end=True)
         os.close(self.source)
         for log in (self.log, self.combined):
             if log.leave():
@@ -2414,9 +2415,11 @@ class Tee(threading.Thread):
             self.left -= size
             return bytes(self.buffer[:size])
 
-    def take(self, block: bytes) -> None:
+    def take(self, block: bytes, is_end: bool = False) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
+            if not is_end:
+                self.tell(self.log, self.log.write([block]))
             self.take_lines(block)
         except Exception as error:
             self.rest = b""
