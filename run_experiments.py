@@ -2066,11 +2066,6 @@ def has_mark(pid: int, mark: bytes) -> bool:
     return mark in about(pid, "environ").split(b"\0")
 
 
-def what_reaches(pids: Collection[int]) -> int:
-    """TERM where one of them has a handler for it, else INT."""
-    return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in pids) else signal.SIGINT
-
-
 def opened_for_writing(pid: int) -> Iterator[str]:
     """The files that a process has open so, as far as /proc tells."""
     for number in names_in(f"/proc/{pid}/fd", r"\d+"):
@@ -2185,16 +2180,16 @@ class StopRules:
         handles it. So it is TERM for one that does, INT for others."""
         if self.signal != "auto":
             return int(getattr(signal, f"SIG{self.signal}"))
-        if not self.launcher:
-            return what_reaches({group.leader})
-        if os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
-            # `srun -X` hands INT on; that its helper process catches TERM says nothing of the trainer.
-            hands_on = {"-X", "--disable-status"} & set(self.launcher)
-            return signal.SIGINT if hands_on else signal.SIGTERM
-        group.remember_strays()  # torchrun's workers have sessions of their own
-        # What a launcher catches says nothing of the trainer behind it; but `nice` becomes the trainer.
-        behind = {*group.members(), *group.strays} - {group.leader}
-        return what_reaches(behind or {group.leader})
+        asked = {group.leader}
+        if self.launcher:
+            if os.path.basename(self.launcher[0]) in HANDS_ON_NOTHING:
+                # `srun -X` hands INT on; that its helper process catches TERM says nothing of the trainer.
+                hands_on = {"-X", "--disable-status"} & set(self.launcher)
+                return signal.SIGINT if hands_on else signal.SIGTERM
+            group.remember_strays()  # torchrun's workers have sessions of their own
+            # What a launcher catches says nothing of the trainer behind it; but `nice` becomes the trainer.
+            asked = {*group.members(), *group.strays} - asked or asked
+        return signal.SIGTERM if any(catches(pid, signal.SIGTERM) for pid in asked) else signal.SIGINT
 
 
 class Ending:
@@ -2735,7 +2730,7 @@ class Guardian:
         self.has_died(flags=0)
 
     def has_died(self, flags: int = os.WNOHANG) -> bool:
-        """Whether somebody has killed it; without flags its end is waited for."""
+        """Whether somebody has killed it; with 0 for the flags its end is waited for."""
         try:
             return os.waitpid(self.pid, flags)[0] != 0
         except ChildProcessError:
