@@ -4151,10 +4151,10 @@ def stamps_of(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
 def edits_since(git: Mapping[str, Any], patch: bytes, now: CodeState) -> CodeState:
     """In what the code has changed since git knew of this commit, from which it differed by this patch. What it
     differs by from its commit now is kept with the attempts; with the batch stays what it was at the beginning."""
-    before, commit = git.get("commit"), (now.git or {}).get("commit")
-    if before != commit:
-        return CodeState(changed=[f"commit {before} is {commit}"], patch=now.patch)
-    if patch != now.patch:
+    before = git.get("commit")
+    if now.git and before != now.git["commit"]:
+        return CodeState(changed=[f"commit {before} is {now.git['commit']}"], patch=now.patch)
+    if now.git and patch != now.patch:
         return CodeState(changed=["what isn't committed"], patch=now.patch)
     return CodeState()
 
@@ -4189,7 +4189,6 @@ class Attempt:
     stderr_start: int = 0  # the bytes before it are of earlier attempts
     stopped_as: Status = Status.TIMEOUT  # unless the batch has ended it for another reason
     process: Process = field(init=False)  # from its start on
-    tees: list[Tee] = field(init=False)
 
     def stderr(self) -> str:
         """The end of what this attempt has written there."""
@@ -4345,7 +4344,7 @@ class Batch:
         self.plan = {each.name: each for each in job.plan}
         self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self.waiting = deque(self.plan[name] for name in job.to_run)
-        self.free, self.slots = list(job.slots), len(job.slots)
+        self.free, self.slots = list(job.slots), len(job.slots)  # without those that what can't be killed holds
         self.preparing = 0  # experiments whose directory is made ready to be used again
         self.prepared: set[str] = set()  # those of which it is
         self.running: list[Attempt] = []
@@ -4375,9 +4374,7 @@ class Batch:
         try:
             while self.running or (not self.obstacle and (self.waiting or self.preparing)):
                 if time.monotonic() >= self.next_launch():
-                    slot = min(self.free, key=lambda each: each.number)
-                    self.free.remove(slot)
-                    self.launch(self.waiting.popleft(), slot)
+                    self.launch_next()
                     self.take_events(0.0)  # a stop is not kept waiting by many launches
                 else:
                     self.wait()
@@ -4492,9 +4489,9 @@ class Batch:
         endings = list(filter(None, (attempt.process.ending for attempt in self.running)))
         sent = Counter(itertools.chain.from_iterable(ending.sent for ending in endings))
         told = [f"{signal_name(number)[3:]} sent to {count_of(times, 'training')}" for number, times in sent.items()]
-        held_back = [ending for ending in endings if not ending.sent]
+        held_back = sum(not ending.sent for ending in endings)
         if held_back:
-            told.append(f"{count_of(len(held_back), 'training')} asked once no checkpoint is being written")
+            told.append(f"{count_of(held_back, 'training')} asked once no checkpoint is being written")
         if not told:
             return "stopping"
         again = "Ctrl+C again" if self.stopped_by == signal.SIGINT else "once more"
@@ -4535,7 +4532,7 @@ class Batch:
             head["git"] = state.git
             self.recorder.renew()
             self.save_patch(self.folder, state.patch)
-        elif state.git:
+        else:
             self.edits = edits_since(head["git"], bytes_of(os.path.join(self.folder, PATCH)), state)
 
     def on_code(self, attempt: Attempt, state: CodeState) -> None:
@@ -4584,10 +4581,9 @@ class Batch:
     def take_events(self, timeout: float) -> None:
         """Wait so long for an event, and take all that have come."""
         with contextlib.suppress(queue.Empty):
-            event = self.events.get(timeout=timeout)
             while True:
-                event()
-                event = self.events.get_nowait()
+                self.events.get(timeout=timeout)()
+                timeout = 0.0
 
     def note_suspension(self, expected: float) -> None:
         """The loop should have been awake by `expected`; where it was much later, all stood still (Ctrl+Z, a closed
@@ -4604,7 +4600,7 @@ class Batch:
         for attempt in list(self.running):
             process = attempt.process
             process.step(time.monotonic())
-            if any(tee.announced for tee in attempt.tees):
+            if any(tee.announced for tee in process.launch.tees):
                 self.take_news(attempt)
             for text in process.remarks:
                 self.say(f"{attempt.result.config_name}: {text}", even_if_quiet=text in process.warnings)
@@ -4617,7 +4613,7 @@ class Batch:
         """What the streams have said since the last time."""
         result = attempt.result
         had_no_step = result.metrics.first_step is None
-        for tee in attempt.tees:
+        for tee in attempt.process.launch.tees:
             tee.announced = False  # before they are taken: what comes after that is announced again
             news = attempt.readers[tee.stream].take()
             add_metrics(result.metrics, news.metrics)
@@ -4657,8 +4653,10 @@ class Batch:
         """When the next launch may be tried; never where nothing waits for one, or no slot is free."""
         return self.shortage.retry_at if self.waiting and self.free and not self.obstacle else math.inf
 
-    def launch(self, planned: Experiment, slot: Slot) -> None:
-        """Begin the next attempt of an experiment. What there is no room for waits; another failure is its end."""
+    def launch_next(self) -> None:
+        """Begin an attempt of what waits first. What there is no room for goes on waiting; another failure ends it."""
+        planned, slot = self.waiting.popleft(), min(self.free, key=lambda each: each.number)
+        self.free.remove(slot)
         before = self.results[planned.name]
         result = next_result(before, slot)
         try:
@@ -4669,7 +4667,6 @@ class Batch:
                 self.prepare(planned, slot, before)
             else:
                 self.start(on_device(self.options, self.planner, planned, slot), result, slot)
-                self.prepared.discard(planned.name)
                 self.shortage = Shortage()
         except Exception as error:
             self.free.append(slot)
@@ -4683,8 +4680,7 @@ class Batch:
     def prepare(self, planned: Experiment, slot: Slot, before: Result) -> None:
         """Before a directory is used again: what the scribe has yet to write there goes first, and a copy of an only
         checkpoint is kept, in a thread, as it may be large. Raises RuntimeError."""
-        settled = threading.Event()
-        folder = before.experiment_dir
+        settled, folder = threading.Event(), before.experiment_dir
 
         def work() -> None:
             settled.wait()
@@ -4718,8 +4714,7 @@ class Batch:
 
     def wait_for_room(self, why: str) -> None:
         """A passing shortage burns no plan: it is tried again when a training ends, or after 1, 2, 4 ... 60 s."""
-        now = time.monotonic()
-        shortage = self.shortage
+        now, shortage = time.monotonic(), self.shortage
         if not shortage.pause:
             self.say(f"waiting: {why}; tried again until there is room")
             shortage.ran_at = now
@@ -4761,7 +4756,6 @@ class Batch:
         if self.guardian:
             self.guardian.tell_started(group, result.experiment_dir)
         rules = replace(self.rules, folder=result.experiment_dir)
-        attempt.tees = launch.tees
         attempt.process = Process(group, launch, rules, time.monotonic())
         attempt.metadata.update(pid=group.leader, pid_started=group.started)
         self.running.append(attempt)
@@ -4804,7 +4798,7 @@ class Batch:
             logs["combined"].write([start, stamp("RUNNER"), mark])
         shown_name = f"{name}: " if self.slots > 1 else ""
         follow = functools.partial(self.console.follow, shown_name) if self.options.follow else None
-        for tee in attempt.tees:
+        for tee in attempt.process.launch.tees:
             tee.begin(logs[tee.stream], logs["combined"], attempt.readers[tee.stream].read, follow)
         self.look_at_code(functools.partial(self.on_code, attempt))
         begins = "started" if result.attempts == 1 else up.words
@@ -4857,8 +4851,10 @@ class Batch:
         """An attempt could not be launched, and that is its end."""
         if planned.problem:  # no attempt has begun: what is known of the last one stays
             result = replace(self.results[planned.name], hint=None)
+            self.retries[planned.name] = self.options.retries  # it would fail again
         self.results[planned.name] = result
-        result.start_time, result.duration_seconds = result.start_time or now_iso(), result.duration_seconds or 0.0
+        result.start_time = or_else(result.start_time, now_iso())
+        result.duration_seconds = or_else(result.duration_seconds, 0.0)
         result.status, result.error = Status.FAILED, str(error)
         if not isinstance(error, UsageError):
             result.status, result.error = Status.ERROR, f"could not be started: {type(error).__name__}: {error}"
@@ -4872,13 +4868,13 @@ class Batch:
         process = attempt.process
         if self.guardian:
             self.guardian.tell_ended(process.group)
-        if not process.is_stuck:
+        if process.is_stuck:
+            self.slots -= 1
+        else:
             process.launch.close()
             self.free.append(attempt.slot)
-        else:
-            self.slots -= 1
-            if not self.slots:
-                self.stop_launching("no slot is left: what ran in them can't be killed")
+        if not self.slots:
+            self.stop_launching("no slot is left: what ran in them can't be killed")
         if process.is_unkillable:  # no second one beside it
             self.retries[attempt.result.config_name] = self.options.retries
         self.take_news(attempt)
@@ -4890,7 +4886,7 @@ class Batch:
         """Tell from a training that is over how its attempt ended."""
         process, result = attempt.process, attempt.result
         result.duration_seconds = round(process.ended_at - process.began, 3)
-        result.total_seconds = round((result.total_seconds or 0.0) + result.duration_seconds, 3)
+        result.total_seconds = round(or_else(result.total_seconds, 0.0) + result.duration_seconds, 3)
         result.log_complete = not process.failed_logs
         result.warnings += process.warnings
         ended = process.group.exit
@@ -4931,24 +4927,24 @@ class Batch:
         before = self.set_aside.pop(name, "")
         if result.status is not Status.FAILED or result.metrics.first_step is not None:
             return False
+        is_broken = bool(checkpoint) and not before and is_unreadable(checkpoint, attempt.stderr())
         try:
-            if before and not os.path.exists(before):
+            if is_broken:
+                self.say(f"{name}: {result.error}; set aside: {set_checkpoint_aside(checkpoint)}")
+                self.set_aside[name] = checkpoint
+                self.waiting.appendleft(self.plan[name])
+            elif before and not os.path.exists(before):
                 os.rename(before + ASIDE, before)
                 self.say(f"{name}: failed without {os.path.basename(before)} as well, which has its name back")
-            if before or not checkpoint or not is_unreadable(checkpoint, attempt.stderr()):
-                return False
-            done = set_checkpoint_aside(checkpoint)
         except OSError as error:
             self.warn(result, f"a checkpoint can't be renamed: {error.filename}: {error.strerror}")
             return False
-        self.set_aside[name] = checkpoint
-        self.say(f"{name}: {result.error}; set aside: {done}")
-        self.waiting.appendleft(self.plan[name])
-        return not self.obstacle
+        return is_broken
 
     def end_attempt(self, result: Result, is_tried_again: bool = False) -> None:
         """The one place in which an attempt ends: it is recorded, counted, said, and perhaps taken up again."""
         result.end_time = now_iso()
+        self.prepared.discard(result.config_name)  # its directory has been used again
         self.save_result(result)
         self.recorder.changed(result)
         for line in [end_in_line(result), *(result.traceback or "").splitlines()]:
@@ -4961,8 +4957,7 @@ class Batch:
 
     def count_failure(self, result: Result) -> None:
         name = result.config_name
-        may_pass = not self.plan[name].problem and not result.diverged and not self.obstacle
-        if may_pass and self.retries[name] < self.options.retries:
+        if self.retries[name] < self.options.retries and not (result.diverged or self.obstacle):
             self.retries[name] += 1
             self.say(f"{name}: retry {self.retries[name]} of {self.options.retries} follows")
             self.plan[name].starts_over = False  # once is enough
