@@ -1405,7 +1405,7 @@ ASIDE = ".set_aside"  # the ending of a checkpoint that can't be read
 NO_LOCKS = "the file system knows no locks: nothing keeps a second runner off this batch"
 PLAN_JSON = os.path.join(PLAN, "plan.json")
 OF_ONE_START = "configs overrides sweep base_out_dir resume dry_run status json report follow quiet again".split()
-KEPT = {key: usual for key, usual in vars(Options()).items() if key not in OF_ONE_START}  # options in plan.json
+KEPT = {k: v for k, v in vars(Options()).items() if k not in OF_ONE_START}  # what plan.json keeps, with defaults
 
 
 # ---- files
