@@ -3786,13 +3786,17 @@ def joined_results(batches: Sequence[StoredBatch], place: str) -> list[Result]:
 
 def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
     """What is wrong with shards that are looked at together."""
-    shards = [each.facts.shard for each in batches if isinstance(each.facts.shard.get("count"), int)]
-    plans = {(str(each.get("plan_digest")), each["count"]) for each in shards}
+    plans, there, wanted = set(), set(), 0
+    for batch in batches:
+        shard = batch.facts.shard
+        if isinstance(shard.get("count"), int):
+            plans.add((str(shard.get("plan_digest")), shard["count"]))
+            there.add(shard.get("index"))
+            # Of more shards than there are experiments the last ones have nothing to do.
+            wanted = min(shard["count"], shard.get("experiments", 1 << 20))
     if len(plans) > 1:
         return ["the shards are of differing plans"]
-    # Of more shards than there are experiments the last ones have nothing to do.
-    wanted = max((min(each["count"], each.get("experiments", 1 << 20)) for each in shards), default=0)
-    missing = sorted(set(range(1, wanted + 1)) - {each.get("index") for each in shards})
+    missing = sorted({*range(1, wanted + 1)} - there)
     return [f"of {wanted} shards these are missing: {', '.join(map(str, missing))}"] if missing else []
 
 
@@ -4024,7 +4028,7 @@ class Recorder:
 
 # ---- the code that runs
 
-Code = dict[str, Optional[str]]  # path -> digest
+Code = dict[str, str]  # path -> digest
 
 
 @dataclass
@@ -5055,8 +5059,8 @@ def option(metavar: str, text: str, parse_value: Callable[[str], Any] = str, **h
     return {"metavar": metavar, "help": text, "type": parse_for_argparse, **how}
 
 
-def flag(text: str) -> dict[str, Any]:
-    return {"action": "store_true", "help": text}
+def flag(text: str, action: str = "store_true", **how: Any) -> dict[str, Any]:
+    return {"action": action, "help": text, **how}
 
 
 GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on its option's line
@@ -5081,12 +5085,8 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {  # a text of 54 columns fits on
         "dry_run": flag("print each command and why; create nothing"),
         "follow": flag("copy the training's output to the console"),
         "quiet": flag("print nothing when all goes well"),
-        "help": {"action": "help", "help": "print this and end"},
-        "version": {
-            "action": "version",
-            "help": "print the version and end",
-            "version": f"run_experiments.py {__version__}",
-        },
+        "help": flag("print this and end", "help"),
+        "version": flag("print the version and end", "version", version=f"run_experiments.py {__version__}"),
     },
     "how to run it": {
         "jobs": option("N", "experiments at a time (1)", a_count),
@@ -5143,13 +5143,12 @@ def build_parser() -> Parser:
 def parse(argv: Sequence[str]) -> dict[str, Any]:
     """What a command line gives, by the names of Options. Raises UsageError."""
     own, for_trainer = take_settings(argv)
-    given = {**vars(build_parser().parse_args(own)), **for_trainer}
-    if "sweep" in given:
-        keys = ",".join(key for key, _ in given["sweep"]).split(",")
-        if len(set(keys)) < len(keys):
-            raise UsageError(f"--sweep: a setting given twice: {', '.join(keys)}")
-        given["sweep"] = dict(given["sweep"])
-    names = {*given, *given["overrides"], *",".join(given.get("sweep", ())).split(",")}
+    given = vars(build_parser().parse_args(own))
+    sweeps = given.get("sweep", [])
+    swept = ",".join(keys for keys, _ in sweeps).split(",")
+    if len(set(swept)) < len(swept):
+        raise UsageError(f"--sweep: a setting given twice: {', '.join(swept)}")
+    names = {*given, *for_trainer["overrides"], *swept}
     for group in ONE_OF:
         both = sorted(names.intersection(group))
         if len(both) > 1:
@@ -5157,7 +5156,7 @@ def parse(argv: Sequence[str]) -> dict[str, Any]:
     for one in ONLY_WITH.keys() & names:
         if ONLY_WITH[one] not in names:
             raise UsageError(f"--{one}: only with --{ONLY_WITH[one]}")
-    return given
+    return {**given, **for_trainer, "sweep": dict(sweeps)}
 
 
 def take_settings(argv: Iterable[str]) -> tuple[list[str], dict[str, Any]]:
@@ -5580,10 +5579,10 @@ def is_alive_here(metadata: Mapping[str, Any]) -> bool:
     pid = metadata.get("pid")
     if not isinstance(pid, int) or not 1 < pid < 1 << 31 or metadata.get("hostname") != os.uname().nodename:
         return False
-    started = started_at(pid)  # by whoever has this pid now
-    if started is None:
-        return bool(Group(pid).members())
-    return started == metadata.get("pid_started")
+    group = Group(pid)  # started by whoever has this pid now
+    if group.started is None:
+        return bool(group.members())
+    return group.started == metadata.get("pid_started")
 
 
 # ---- batches as their files tell them, whether they run, are finished or their runner died
