@@ -1039,6 +1039,8 @@ def loss_lines(data: bytes, most: float) -> list[bytes]:
     last = max(map(data.rfind, words))
     if last < 0:
         return []
+    if len(data) <= most:
+        return list(filter(LOSS_WORD.search, data.split(b"\n")))
     first = next(LOSS_WORD.finditer(data)).start()
     lines = data[data.rfind(b"\n", 0, first) + 1 : data.find(b"\n", last) + 1]
     head, tail = lines.find(b"\n", SAMPLE) + 1, lines.rfind(b"\n", 0, -SAMPLE) + 1
@@ -1735,6 +1737,7 @@ def read_plan(folder: str) -> tuple[dict[str, Any], list[Experiment]]:
         for line in head.pop("experiments"):
             check_name(line["name"], PLAN_JSON)
             overrides = {**line["overrides"], **line["sweep"]}
+            read_texts(list(overrides.values()))
             own = {"config": line["config_path"], "overrides": overrides, "point": line["sweep"]}
             plan.append(from_json(Experiment, {**line, **own}))
     except (KeyError, TypeError, ValueError):

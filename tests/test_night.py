@@ -246,6 +246,16 @@ class KilledTest(RunnerCase):
         self.go("go")
         self.ended(runner, 0)
 
+    def test_a_plan_whose_sweep_holds_no_texts_is_made_good_by_the_summary(self) -> None:
+        self.config("one", FAILS_AFTER_SAVING)
+        self.forked("--configs", "one.py", "--sweep", "learning_rate=0.1", expect=1)
+        path = self.batch() / "plan" / "plan.json"
+        plan = json.loads(path.read_text())
+        plan["experiments"][0]["sweep"]["learning_rate"] = [1]
+        path.write_text(json.dumps(plan))
+        [command] = self.planned("--resume").values()
+        self.assertIn("--learning_rate=0.1", command)
+
 
 class TableTest(RunnerCase):
     def test_groups_of_seeds_keep_their_names_over_several_batches(self) -> None:
