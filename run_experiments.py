@@ -4085,7 +4085,7 @@ class CodeWatch(threading.Thread):
             return state
         state.patch = self.git(*DIFF, "HEAD")
         for tag, name in files:
-            if tag == "?":
+            if tag == "?" and len(state.patch) <= PATCH_BYTES:  # an environment in the repository has thousands
                 state.patch += self.git(*DIFF, "--no-index", "--", os.devnull, name)
         if len(state.patch) > PATCH_BYTES:
             state.note = f"the code differs from its commit by {len(state.patch) >> 20} MB, which aren't kept"
