@@ -5083,12 +5083,11 @@ ONLY_WITH = {"json": "status", "again": "resume"}
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="run_experiments.py",
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s --configs PATTERN ... [options] [-- ARGS ...]",
+        usage="run_experiments.py --configs PATTERN ... [options] [-- ARGS ...]",
         description=DESCRIPTION,
     )
     for title, group in GROUPS.items():
