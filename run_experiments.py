@@ -4115,7 +4115,7 @@ class CodeWatch(threading.Thread):
             return state
         state.patch = self.git(*DIFF, "HEAD")
         for tag, name in files:
-            if tag == "?":
+            if tag == "?" and len(state.patch) <= PATCH_BYTES:  # an environment in the repository has thousands
                 state.patch += self.git(*DIFF, "--no-index", "--", os.devnull, name)
         if len(state.patch) > PATCH_BYTES:
             state.note = f"the code differs from its commit by {len(state.patch) >> 20} MB, which aren't kept"
@@ -5126,12 +5126,11 @@ ONLY_WITH = {"json": "status", "again": "resume"}
 
 def build_parser() -> Parser:
     parser = Parser(
-        prog="run_experiments.py",
         allow_abbrev=False,
         add_help=False,
         argument_default=argparse.SUPPRESS,  # what isn't given leaves the batch's own on --resume
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s --configs PATTERN ... [options] [-- ARGS ...]",
+        usage="run_experiments.py --configs PATTERN ... [options] [-- ARGS ...]",
         description=DESCRIPTION,
     )
     for title, group in GROUPS.items():
