@@ -2385,10 +2385,11 @@ class Tee(threading.Thread):
         if not self.begun.get():
             return
         while block := self.next_block():
+            self.tell(self.log, self.log.write([block]))
             self.take(block)
         is_at_end = bool(dict(self.poll.poll(0)).get(self.source, 0) & select.POLLHUP)  # nobody holds its other end
         if self.rest:
-            self.take(b"\n", is_end=True)
+            self.take(b"\n")
         os.close(self.source)
         for log in (self.log, self.combined):
             if log.leave():
@@ -2413,11 +2414,9 @@ class Tee(threading.Thread):
             self.left -= size
             return bytes(self.buffer[:size])
 
-    def take(self, block: bytes, is_end: bool = False) -> None:
+    def take(self, block: bytes) -> None:
         """Whatever goes wrong (there is no memory), the training must not be held up by a pipe that nobody reads."""
         try:
-            if not is_end:
-                self.tell(self.log, self.log.write([block]))
             self.take_lines(block)
         except Exception as error:
             self.rest = b""
