@@ -1762,10 +1762,20 @@ class BatchFacts:
     sweep: dict[str, Any] = field(default_factory=dict)
     common_settings: dict[str, Any] = field(default_factory=dict)
     git: dict[str, Any] = field(default_factory=dict)
-    shard: dict[str, Any] = field(default_factory=dict)  # index, count, plan_digest, experiments
+    shard: dict[str, Any] = field(default_factory=dict)  # as in ShardFacts
     resumes: list[Any] = field(default_factory=list)
     slots: int = 1
     stopped_because: str = ""
+
+
+@dataclass
+class ShardFacts:
+    """Which part of a plan a batch is; the field names are the summary's keys."""
+
+    index: int = 0
+    count: int = 0  # 0 where it is no shard
+    plan_digest: str = ""
+    experiments: int = 1 << 20  # of the whole plan; an older batch doesn't say
 
 
 @dataclass
@@ -2128,7 +2138,8 @@ class Group:
         children: defaultdict[int, list[ProcessInfo]] = defaultdict(list)
         for each in known:
             children[each.parent].append(each)
-        family = [each for each in known if self.owns(each)]
+        # What was a stray before stays one, whether or not its own parent lives.
+        family = [each for each in known if self.owns(each) or self.strays.get(each.pid) == each.started]
         for each in family:  # which grows meanwhile, generation by generation
             family += children.pop(each.pid, [])
         self.strays.update((each.pid, each.started) for each in family if each.group != self.leader)
@@ -3790,12 +3801,12 @@ def shard_notes(batches: Sequence[StoredBatch]) -> list[str]:
     """What is wrong with shards that are looked at together."""
     plans, there, wanted = set(), set(), 0
     for batch in batches:
-        shard = batch.facts.shard
-        if isinstance(shard.get("count"), int):
-            plans.add((str(shard.get("plan_digest")), shard["count"]))
-            there.add(shard.get("index"))
+        shard = from_json(ShardFacts, batch.facts.shard)
+        if shard.count:
+            plans.add((shard.plan_digest, shard.count))
+            there.add(shard.index)
             # Of more shards than there are experiments the last ones have nothing to do.
-            wanted = min(shard["count"], shard.get("experiments", 1 << 20))
+            wanted = min(shard.count, shard.experiments)
     if len(plans) > 1:
         return ["the shards are of differing plans"]
     missing = sorted({*range(1, wanted + 1)} - there)

@@ -12,6 +12,7 @@ import unittest
 from pathlib import Path
 from typing import Any
 
+import run_experiments
 from tests.faulty import DEAF, HIDE_PROC, QUICK, FaultyCase, children, stat_of
 from tests.support import CHILD_TOOLS, PATIENCE, RUNNER, is_running, wait_for
 from tests.terminal import Terminal
@@ -32,6 +33,34 @@ def launched(call):
 
 subprocess.Popen._execute_child = launched(subprocess.Popen._execute_child)
 """  # a fault: the runner is killed when a training was started, before it can tell anyone
+
+STRAY = """
+def stray():
+    os.setsid()
+    note_pid()
+    await_file("go")
+    fork_off(lambda: (note_pid(), live_on()))
+    live_on()
+
+fork_off(lambda: (fork_off(stray), await_file("go")))
+live_on()
+"""  # it has a session of its own; its parent dies, then it starts a process
+
+
+class GroupTest(FaultyCase):
+    @unittest.skipUnless(os.path.exists("/proc/self/stat"), "there is no /proc")
+    def test_what_a_stray_starts_once_its_parent_has_died_is_killed_with_it(self) -> None:
+        leader = subprocess.Popen([sys.executable, "-c", CHILD_TOOLS + STRAY], cwd=self.dir, start_new_session=True)
+        group = run_experiments.Group(leader.pid)
+        [stray] = self.pids(1)
+        group.remember_strays()
+        parent = stat_of(stray)[1]
+        self.go("go")
+        self.pids(2)
+        wait_for(lambda: stat_of(stray)[1] != parent, "the end of the stray's parent")
+        group.kill()
+        leader.wait(PATIENCE)
+        self.assert_nothing_runs()
 
 
 class GuardianCase(FaultyCase):

@@ -246,6 +246,23 @@ class KilledTest(RunnerCase):
         self.go("go")
         self.ended(runner, 0)
 
+    def test_what_is_prepared_while_launching_stops_is_not_forgotten(self) -> None:
+        def slow_copy(checkpoint: str) -> None:
+            self.wait_for_event("--max_failures")
+            raise OSError("no disk")
+
+        self.config("one", FAILS_AFTER_SAVING)
+        self.config("two", "sys.exit(3)")
+        log = "open('experiments/latest/master_log.txt').read()"
+        # At the resume it runs until what is prepared has been taken note of.
+        self.config(
+            "three", f"while 'resuming' in {log} and 'no disk' not in {log}:\n    time.sleep(0.01)\nsys.exit(3)"
+        )
+        self.forked("--configs", "one.py", "two.py", "three.py", expect=1)
+        with mock.patch.object(runner, "keep_copy", slow_copy):
+            self.forked("--resume", "--jobs", 3, "--max_failures", 1, expect=1)
+        self.assertEqual((self.summary()["state"], self.result("one")["attempts"]), ("interrupted", 1))
+
     def test_a_plan_whose_sweep_holds_no_texts_is_made_good_by_the_summary(self) -> None:
         self.config("one", FAILS_AFTER_SAVING)
         self.forked("--configs", "one.py", "--sweep", "learning_rate=0.1", expect=1)
@@ -272,6 +289,19 @@ class TableTest(RunnerCase):
         for part in ("1/4", "2/4", "3/4"):
             self.forked("--configs", "one.py", "two.py", "--shard", part, "--base_out_dir", f"shards/{part[0]}")
         self.assertNotIn("missing", self.forked("--status", "shards/*/latest").stdout)
+
+    def test_a_damaged_shard_is_no_traceback(self) -> None:
+        self.config("one")
+        self.config("two")
+        for part in ("1/3", "2/3"):
+            self.forked("--configs", "one.py", "two.py", "--shard", part, "--base_out_dir", f"shards/{part[0]}")
+        path = (self.dir / "shards" / "1" / "latest").resolve() / "experiment_summary.json"
+        summary = json.loads(path.read_text())
+        for key, value in (("experiments", "x"), ("index", [])):
+            with self.subTest(key=key):
+                shard = {**summary["shard"], key: value}
+                path.write_text(json.dumps({**summary, "shard": shard}))
+                self.assertEqual(self.forked("--status", "shards/*/latest").stdout.count("finished, 1 completed"), 2)
 
     def test_devices_for_a_trainer_that_knows_none_are_refused_before_anything_starts(self) -> None:
         self.strict_trainer("learning_rate = 0.1\n")
