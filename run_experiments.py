@@ -4359,7 +4359,8 @@ class Batch:
         working_directory = recorder.head["working_directory"]
         self.place = os.path.normpath(os.path.join(working_directory, self.folder))
         self.plan = {each.name: each for each in job.plan}
-        self.events: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
+        # No SimpleQueue: before Python 3.11 its `get` may wait for ever where the timeout is zero or nearly so.
+        self.events: queue.Queue[Callable[[], object]] = queue.Queue()
         self.waiting = deque(self.plan[name] for name in job.to_run)
         self.free, self.slots = list(job.slots), len(job.slots)  # without those that what can't be killed holds
         self.preparing = 0  # experiments whose directory is made ready to be used again
